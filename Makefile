@@ -1,0 +1,79 @@
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+DESTDIR ?=
+PREFIX ?= /usr
+LIBEXECDIR ?= $(PREFIX)/libexec
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+DATADIR ?= $(PREFIX)/share
+SYSCONFDIR ?= /etc
+INSTALL ?= install -p
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' nvmeofd/__init__.py)
+VENV := .venv/bin
+# Passed on to pytest: make unit ARGS="-k guard"
+ARGS ?=
+
+.PHONY: help setup lint format check check-fast unit vm demo deb lintian rpm install-data clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: ## install what building and testing need (Debian packages, .venv)
+	@scripts/setup-host.sh
+	@scripts/setup-venv.sh
+
+lint: setup ## ruff, mypy
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+
+format: setup ## let ruff format and fix
+	$(VENV)/ruff format
+	$(VENV)/ruff check --fix
+
+# One run of pytest over all tiers, and nothing after it: its summary is the last thing said.
+check: lint deb ## everything: lint, then all tests
+	$(VENV)/pytest $(ARGS)
+
+check-fast: lint ## lint, then all tests that need no guest
+	$(VENV)/pytest --ignore=tests/vm $(ARGS)
+
+unit: setup ## unit tests
+	$(VENV)/pytest tests/unit $(ARGS)
+
+vm: setup deb ## tests on a real kernel, in a guest
+	$(VENV)/pytest tests/vm $(ARGS)
+
+demo: setup deb ## the main job, shown in a guest
+	$(VENV)/python -m tests.vm.demo $(ARGS)
+
+deb: setup ## build/deb/nvmeofd_$(VERSION)_all.deb from the tracked files as they are
+	@scripts/build-deb.sh
+
+lintian: deb ## the Debian package, held against policy
+	lintian --pedantic --fail-on=error,warning,info build/deb/nvmeofd_$(VERSION)_*.changes
+
+# A host without Fedora's macros gets stand-ins, at the end of rpm's own macro path.
+RPM_STANDINS = --nodeps --without tests \
+	--macros="$$(rpm --showrc | sed -n 's/^Macro path: //p'):$(CURDIR)/packaging/rpm/macros.debian"
+rpm: setup ## build/rpm/RPMS/noarch/nvmeofd-$(VERSION)-*.rpm from the committed files
+	rm -rf build/rpm
+	mkdir -p build/rpm/SOURCES
+	git archive --prefix=nvmeofd-$(VERSION)/ -o build/rpm/SOURCES/nvmeofd-$(VERSION).tar.gz HEAD
+	PATH=/usr/sbin:/usr/bin:/sbin:/bin rpmbuild $(if $(findstring %,$(shell rpm --eval '%_unitdir')),$(RPM_STANDINS)) \
+		--define '_topdir $(CURDIR)/build/rpm' -ba packaging/rpm/nvmeofd.spec >build/rpm/build.log 2>&1 \
+		|| { cat build/rpm/build.log; exit 1; }
+	@ls build/rpm/RPMS/noarch/*.rpm
+
+# What pip does not install; the packages call this, too.
+install-data: ## service, bus policy and the rest, into DESTDIR
+	$(INSTALL) -d -m 755 $(DESTDIR)$(SYSCONFDIR)/nvmeofd
+	$(INSTALL) -D -m 755 libexec/nvmeofd $(DESTDIR)$(LIBEXECDIR)/nvmeofd
+	$(INSTALL) -D -m 644 systemd/nvmeofd.service $(DESTDIR)$(UNITDIR)/nvmeofd.service
+	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/org.nvmeofd1.conf
+	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.service $(DESTDIR)$(DATADIR)/dbus-1/system-services/org.nvmeofd1.service
+
+clean: ## remove what was built, and .venv
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find nvmeofd tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
