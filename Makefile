@@ -54,9 +54,10 @@ deb: setup ## build/deb/nvmeofd_$(VERSION)_all.deb from the tracked files as the
 lintian: deb ## the Debian package, held against policy
 	lintian --pedantic --fail-on=error,warning,info build/deb/nvmeofd_$(VERSION)_*.changes
 
-# A host without Fedora's macros gets stand-ins, at the end of rpm's own macro path.
-RPM_STANDINS = --nodeps --without tests \
-	--macros="$$(rpm --showrc | sed -n 's/^Macro path: //p'):$(CURDIR)/packaging/rpm/macros.debian"
+# A host without Fedora's macros gets stand-ins, at the end of rpm's own macro path (first of all options: rpmbuild
+# forgets it after --without).
+RPM_STANDINS = --macros="$$(rpm --showrc | sed -n 's/^Macro path: //p'):$(CURDIR)/packaging/rpm/macros.debian" \
+	--nodeps --without tests
 rpm: setup ## build/rpm/RPMS/noarch/nvmeofd-$(VERSION)-*.rpm from the committed files
 	rm -rf build/rpm
 	mkdir -p build/rpm/SOURCES
@@ -73,6 +74,7 @@ install-data: ## service, bus policy and the rest, into DESTDIR
 	$(INSTALL) -D -m 644 systemd/nvmeofd.service $(DESTDIR)$(UNITDIR)/nvmeofd.service
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/org.nvmeofd1.conf
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.service $(DESTDIR)$(DATADIR)/dbus-1/system-services/org.nvmeofd1.service
+	$(INSTALL) -D -m 644 man/nvmeofd.8 $(DESTDIR)$(DATADIR)/man/man8/nvmeofd.8
 
 clean: ## remove what was built, and .venv
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
