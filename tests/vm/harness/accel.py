@@ -1,0 +1,57 @@
+"""Chooses KVM or software emulation by trying: /dev/kvm may open, and even start a guest, without running it right."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from .host import cache_dir, digest, qemu_version, say, tool
+
+TCG = "tcg,thread=multi"
+PROBE_SECONDS = 20
+PROBE_MARK = "Kernel panic - not syncing: VFS: Unable to mount root"
+
+
+def accelerator(kernel: Path) -> str:
+    """`kvm` if a kernel really runs under it, else multi-threaded TCG. NVMEOFD_VM_ACCEL overrides."""
+    forced = os.environ.get("NVMEOFD_VM_ACCEL")
+    if forced:
+        return forced
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return TCG
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    remembered = cache_dir() / "accel"
+    key = digest([boot, qemu_version()])
+    if remembered.exists():
+        known, _, answer = remembered.read_text().strip().partition(" ")
+        if known == key:
+            return answer
+    answer = "kvm" if _kvm_works(kernel) else TCG
+    say("KVM works" if answer == "kvm" else "KVM is there but does not run a kernel: using software emulation")
+    remembered.write_text(f"{key} {answer}\n")
+    return answer
+
+
+def cpu_model(accel: str) -> str:
+    return "host" if accel.startswith("kvm") else "max"
+
+
+def _kvm_works(kernel: Path) -> bool:
+    """Boot a kernel without a disk: it gets as far as missing its root within a second, or the machine is no good."""
+    with tempfile.TemporaryDirectory() as folder:
+        console = Path(folder) / "console"
+        argv = [
+            tool("qemu-system-x86_64"), "-accel", "kvm", "-machine", "q35", "-cpu", cpu_model("kvm"), "-m", "256",
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{console}",
+            "-kernel", str(kernel), "-append", "console=ttyS0 panic=-1 nokaslr",
+        ]  # fmt: skip
+        try:
+            subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                timeout=PROBE_SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return False
+        return console.exists() and PROBE_MARK in console.read_text(errors="replace")

@@ -1,0 +1,217 @@
+"""A guest as a test sees it: run, read, write, call, snapshot, restore."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from . import channel as channel_module
+from .accel import accelerator
+from .channel import Channel
+from .errors import CommandFailed, GuestError, GuestTimeout
+from .host import cache_dir, digest, locked, qemu_version, run, say, timed, tool
+from .image import Image, build_image
+from .machine import Machine, qemu_arguments, scratch_folder
+from .recipe import Suite
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BOOT_SECONDS = 300.0  # under emulation on a busy machine
+SYNC_SECONDS = 60.0
+CALL_SECONDS = 60.0
+BOOTED = "booted"
+MODULES = Path(__file__).parent.parent / "guest"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command in the guest ended."""
+
+    argv: Sequence[str]
+    rc: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def out(self) -> str:
+        return self.stdout.decode(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return self.stderr.decode(errors="replace")
+
+
+class Guest:
+    """A running guest. Start one with `Guest.start`; it is a context manager."""
+
+    def __init__(self, image: Image, machine: Machine, folder: Path) -> None:
+        self.image = image
+        self.machine = machine
+        self._folder = folder
+        self._channel = Channel(machine.agent, machine.explain)
+
+    @classmethod
+    def start(cls, suite: Suite) -> Guest:
+        """A freshly booted guest, from the snapshot taken after the first boot (which is made if there is none)."""
+        image = build_image(suite)
+        accel = accelerator(image.kernel)
+        folder = scratch_folder(cache_dir())
+        disk = folder / "disk.qcow2"
+        try:
+            _copy(_booted_disk(image, accel), disk)
+            guest = cls(image, Machine(image, disk, accel=accel, folder=folder, snapshot=BOOTED), folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        try:
+            guest._channel.sync(SYNC_SECONDS)
+            guest.load_modules()
+        except BaseException:
+            guest.close()
+            raise
+        return guest
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.machine.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def snapshot(self, name: str) -> None:
+        """Remember the guest as it is now. Nothing may be under way in it: a reply would get lost."""
+        self.machine.save(name)
+        self._channel.sync(SYNC_SECONDS)
+
+    def restore(self, name: str) -> None:
+        """Go back to a snapshot: memory, disk, processes. Its clock is set to now."""
+        self._channel.abandon("the guest was restored from a snapshot meanwhile", ended=False)
+        self.machine.load(name)
+        self._channel.sync(SYNC_SECONDS)
+
+    def load_modules(self) -> None:
+        """Put the helper modules (tests/vm/guest) into the agent."""
+        modules = {path.stem: path.read_text() for path in sorted(MODULES.glob("*.py"))}
+        self._ask({"op": "load", "modules": modules}, CALL_SECONDS, "loading the helper modules")
+
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function of tests/vm/guest in the guest. Arguments and result travel as JSON.
+
+        A deadline belongs into the function; this waits `CALL_SECONDS` beyond the `timeout` it was given.
+        """
+        limit = kwargs.get("timeout", 0.0)
+        allowed = CALL_SECONDS + (float(limit) if isinstance(limit, (int, float)) else 0.0)
+        value: T = self._channel.wait(self.submit(function, *args, **kwargs), allowed, function.__qualname__)
+        return value
+
+    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As `call`, but does not wait: for several at once."""
+        module = function.__module__.rpartition(".")[2]
+        return self._channel.submit(
+            {"op": "call", "module": module, "function": function.__name__, "args": args, "kwargs": kwargs}
+        )
+
+    def exec(self, source: str, *, timeout: float = CALL_SECONDS) -> Any:
+        """Run Python source in the agent; what it assigns to `result` comes back."""
+        return self._ask({"op": "exec", "source": source}, timeout, "a piece of Python")
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout: float = CALL_SECONDS,
+        cwd: str = "/",
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+    ) -> Result:
+        """Run a program (a list) or a shell line (a string); an error status raises unless `check` is false."""
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        request = {
+            "op": "run",
+            "argv": argv,
+            "input": base64.b64encode(stdin).decode(),
+            "timeout": timeout,
+            "cwd": cwd,
+            "env": dict(env or {}),
+        }
+        reply = self._ask(request, timeout + 20.0, f"{argv}")
+        result = Result(argv, -1, base64.b64decode(reply["out"]), base64.b64decode(reply["err"]))
+        if reply["timed_out"]:
+            raise GuestTimeout(f"{argv} did not end within {timeout} s\n{result.out}{result.err}")
+        result = Result(argv, int(reply["rc"]), result.stdout, result.stderr)
+        if check and result.rc != 0:
+            raise CommandFailed(f"{argv} ended with status {result.rc}\n{result.out}{result.err}")
+        return result
+
+    def read(self, path: str) -> bytes:
+        return base64.b64decode(self._ask({"op": "read", "path": path}, CALL_SECONDS, f"reading {path}"))
+
+    def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        """Write a file; missing folders are made."""
+        request = {"op": "write", "path": path, "data": base64.b64encode(data).decode(), "mode": mode}
+        self._ask(request, CALL_SECONDS, f"writing {path}")
+
+    def _ask(self, request: dict[str, Any], timeout: float, what: str) -> Any:
+        return self._channel.wait(self._channel.submit(request), timeout, what)
+
+
+def _booted_disk(image: Image, accel: str) -> Path:
+    """The disk with the snapshot of the first boot, keyed by all that such a snapshot depends on."""
+    agent = channel_module.AGENT_SOURCE.read_bytes()
+    key = digest([image.key, qemu_version(), agent, "\0".join(qemu_arguments(image, accel))])
+    disk = cache_dir() / f"booted-{image.path.name.removeprefix('image-')}-{key}.qcow2"
+    if disk.exists():
+        return disk
+    with locked(cache_dir() / f"booted-{image.suite.name}.lock"):
+        if disk.exists():
+            return disk
+        with timed(f"booting Debian {image.suite.number} for the first time ({accel}; half a minute to two)"):
+            _first_boot(image, accel, disk)
+        for older in cache_dir().glob(f"booted-{image.path.name.removeprefix('image-')}-*.qcow2"):
+            if older != disk:
+                older.unlink()
+    return disk
+
+
+def _first_boot(image: Image, accel: str, disk: Path) -> None:
+    folder = scratch_folder(cache_dir())
+    try:
+        fresh = folder / "disk.qcow2"
+        run([tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.root), str(fresh)])
+        machine = Machine(image, fresh, accel=accel, folder=folder)
+        try:
+            guest = Guest(image, machine, folder)
+            guest._channel.bootstrap(BOOT_SECONDS)
+            # "degraded" is no reason to stop here, but must be seen: it means a unit of the image fails.
+            state = guest.run(
+                ["systemctl", "is-system-running", "--wait"], timeout=BOOT_SECONDS, check=False
+            ).out.strip()
+            if state != "running":
+                failed = guest.run(["systemctl", "--failed", "--no-legend", "--plain"], check=False).out
+                raise GuestError(f"the guest comes up {state}:\n{failed}")
+            guest.run("sync; echo 3 > /proc/sys/vm/drop_caches")
+            guest.snapshot(BOOTED)
+        finally:
+            machine.close()
+        fresh.rename(disk)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a disk: as a clone where the file system can, else sparsely."""
+    done = subprocess.run(["cp", "--reflink=auto", "--sparse=auto", str(source), str(target)], check=False)
+    if done.returncode != 0:
+        say(f"cannot copy {source}")
+        raise GuestError(f"no room for the guest's disk below {target.parent}?")
