@@ -1,0 +1,72 @@
+"""What the packages carry besides the code, held against rules that no tool checks."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+import nvmeofd
+
+ROOT = Path(__file__).parents[2]
+
+# Each gives a service a mount namespace of its own: the host would not see what the daemon mounts.
+MOUNT_NAMESPACE = re.compile(
+    r"Protect(System|Home|KernelTunables|KernelModules|KernelLogs|ControlGroups|Proc)|ProcSubset|Private\w+|\w+Paths"
+    r"|TemporaryFileSystem|BindLogSockets|MountAPIVFS|MountFlags|Root\w+|LogNamespace|DynamicUser"
+)
+# Each filters the sockets of NVMe/TCP, which the kernel makes in the control group of the daemon.
+SOCKET_FILTER = re.compile(r"IPAddress\w+|SocketBind\w+|IP\w+FilterPath")
+
+
+def service() -> dict[str, list[str]]:
+    """Settings of the unit file, each with its values in order: a setting may be given several times."""
+    settings: dict[str, list[str]] = {}
+    for line in (ROOT / "systemd/nvmeofd.service").read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, value = line.split("=", 1)
+            settings.setdefault(key, []).append(value)
+    return settings
+
+
+def test_service_mounts_where_the_host_sees_it() -> None:
+    assert [key for key in service() if MOUNT_NAMESPACE.fullmatch(key)] == []
+
+
+def test_service_does_not_filter_sockets_of_the_kernel() -> None:
+    assert [key for key in service() if SOCKET_FILTER.fullmatch(key)] == []
+
+
+def test_service_is_what_the_bus_activates() -> None:
+    activation = (ROOT / "dbus/org.nvmeofd1.service").read_text().splitlines()
+    assert f"SystemdService={service()['Alias'][0]}" in activation
+    assert f"Name={service()['BusName'][0]}" in activation
+
+
+def test_bus_policy_lets_only_root_in() -> None:
+    policies = ET.parse(ROOT / "dbus/org.nvmeofd1.conf").getroot().findall("policy")
+    rules = {tuple(policy.attrib.items()): [(rule.tag, rule.attrib) for rule in policy] for policy in policies}
+    assert rules == {
+        # No more attributes: a rule with a type or an interface would let the rest pass.
+        (("context", "default"),): [("deny", {"send_destination": "org.nvmeofd1"})],
+        (("user", "root"),): [
+            ("allow", {"own": "org.nvmeofd1"}),
+            ("allow", {"send_destination": "org.nvmeofd1"}),
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("packaging/deb/changelog", r"^nvmeofd \((\S+)\)"),
+        ("packaging/rpm/nvmeofd.spec", r"(?m)^Version: +(\S+)$"),
+        ("CHANGELOG.md", r"(?m)^## (\S+)"),
+    ],
+)
+def test_versions_agree(file: str, pattern: str) -> None:
+    found = re.search(pattern, (ROOT / file).read_text())
+    assert found is not None
+    assert found[1] == nvmeofd.__version__
