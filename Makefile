@@ -23,10 +23,11 @@ setup: ## install what building and testing need (Debian packages, .venv)
 	@scripts/setup-host.sh
 	@scripts/setup-venv.sh
 
-lint: setup ## ruff, mypy
+lint: setup ## ruff, mypy, mandoc
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
+	mandoc -T lint -W warning man/*.8
 
 format: setup ## let ruff format and fix
 	$(VENV)/ruff format
@@ -74,6 +75,8 @@ install-data: ## service, bus policy and the rest, into DESTDIR
 	$(INSTALL) -D -m 644 systemd/nvmeofd.service $(DESTDIR)$(UNITDIR)/nvmeofd.service
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/org.nvmeofd1.conf
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.service $(DESTDIR)$(DATADIR)/dbus-1/system-services/org.nvmeofd1.service
+	$(if $(wildcard dbus/org.nvmeofd1.xml),$(INSTALL) -D -m 644 dbus/org.nvmeofd1.xml \
+		$(DESTDIR)$(DATADIR)/dbus-1/interfaces/org.nvmeofd1.xml)
 	$(INSTALL) -D -m 644 man/nvmeofd.8 $(DESTDIR)$(DATADIR)/man/man8/nvmeofd.8
 
 clean: ## remove what was built, and .venv

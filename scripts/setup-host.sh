@@ -9,11 +9,12 @@ if ! command -v dpkg-query >/dev/null; then
 fi
 
 packages=(
-    # the packages: DEB with its tests, RPM
+    # the packages: DEB with its tests, RPM, man page
     debhelper dh-python dpkg-dev fakeroot lintian pkgconf pybuild-plugin-pyproject python3-all
     python3-dbus-next python3-hypothesis python3-pytest python3-pyudev python3-sdnotify python3-setuptools rpm
+    mandoc
     # the virtual environment; PyGObject and dbus-python are built for it
-    gcc libc6-dev libcairo2-dev libdbus-1-dev libgirepository1.0-dev libglib2.0-dev python3-dev python3-venv
+    ca-certificates gcc libc6-dev libcairo2-dev libdbus-1-dev libgirepository1.0-dev libglib2.0-dev python3-dev python3-venv
     # tests on a private bus, checks of the unit file
     dbus dbus-bin dbus-daemon systemd
     # tests in a guest
