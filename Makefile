@@ -49,7 +49,7 @@ vm: setup deb ## tests on a real kernel, in a guest
 demo: setup deb ## the main job, shown in a guest
 	$(VENV)/python -m tests.vm.demo $(ARGS)
 
-deb: setup ## build/deb/nvmeofd_$(VERSION)_all.deb from the tracked files as they are
+deb: setup ## build/deb/nvmeofd_VERSION_all.deb from the tracked files as they are
 	@scripts/build-deb.sh
 
 lintian: deb ## the Debian package, held against policy
@@ -59,7 +59,7 @@ lintian: deb ## the Debian package, held against policy
 # forgets it after --without).
 RPM_STANDINS = --macros="$$(rpm --showrc | sed -n 's/^Macro path: //p'):$(CURDIR)/packaging/rpm/macros.debian" \
 	--nodeps --without tests
-rpm: setup ## build/rpm/RPMS/noarch/nvmeofd-$(VERSION)-*.rpm from the committed files
+rpm: setup ## build/rpm/RPMS/noarch/nvmeofd-VERSION-*.rpm from the committed files
 	rm -rf build/rpm
 	mkdir -p build/rpm/SOURCES
 	git archive --prefix=nvmeofd-$(VERSION)/ -o build/rpm/SOURCES/nvmeofd-$(VERSION).tar.gz HEAD
