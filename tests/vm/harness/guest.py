@@ -55,6 +55,7 @@ class Guest:
         self.image = image
         self.machine = machine
         self._folder = folder
+        self._home = BOOTED
         self._channel = Channel(machine.agent, machine.explain)
 
     @classmethod
@@ -89,15 +90,21 @@ class Guest:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def snapshot(self, name: str) -> None:
-        """Remember the guest as it is now. Nothing may be under way in it: a reply would get lost."""
+        """Remember the guest as it is now; `rewind` comes back to here. Nothing may be under way in it."""
         self.machine.save(name)
+        self._home = name
         self._channel.sync(SYNC_SECONDS)
 
     def restore(self, name: str) -> None:
         """Go back to a snapshot: memory, disk, processes. Its clock is set to now."""
         self._channel.abandon("the guest was restored from a snapshot meanwhile", ended=False)
         self.machine.load(name)
+        self._home = name
         self._channel.sync(SYNC_SECONDS)
+
+    def rewind(self) -> None:
+        """Go back to the snapshot that was taken or restored last."""
+        self.restore(self._home)
 
     def load_modules(self) -> None:
         """Put the helper modules (tests/vm/guest) into the agent."""

@@ -1,0 +1,141 @@
+"""Fixtures of the tests on a real kernel.
+
+One guest runs for the whole session. A module gets it from a snapshot, with the daemon installed from its package
+(`guest`) or without (`kernel`); a test that fails or leaves something behind sends it back to where its module began.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from .guest import bus, facts, initiator, target, users
+from .harness import SUITES, Guest, GuestError
+
+ROOT = Path(__file__).parents[2]
+BARE = "bare"
+INSTALLED = "installed"
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    """The Debian package under test: NVMEOFD_DEB, or what `make deb` built, which is run when there is none."""
+    given = os.environ.get("NVMEOFD_DEB")
+    if given:
+        return Path(given)
+    built = ROOT / "build" / "deb"
+    if not list(built.glob("nvmeofd_*_all.deb")):
+        subprocess.run(["make", "deb"], cwd=ROOT, check=True)
+    return max(built.glob("nvmeofd_*_all.deb"), key=lambda path: path.stat().st_mtime)
+
+
+def prepared(name: str) -> Guest:
+    """A running guest with a target and without the daemon, remembered as `BARE`."""
+    guest = Guest.start(SUITES[name])
+    try:
+        guest.call(target.setup)
+        guest.call(initiator.setup)
+        guest.snapshot(BARE)
+    except BaseException:
+        guest.close()
+        raise
+    return guest
+
+
+def install(guest: Guest, package: Path) -> None:
+    """Install the package as an administrator would, wait for the daemon, remember that as `INSTALLED`."""
+    guest.restore(BARE)
+    guest.write("/var/tmp/nvmeofd.deb", package.read_bytes())
+    guest.run("dpkg --install /var/tmp/nvmeofd.deb", timeout=180.0, env={"DEBIAN_FRONTEND": "noninteractive"})
+    guest.run(["systemctl", "start", "nvmeofd.service"], timeout=120.0)
+    guest.call(bus.wait_owner, True, timeout=60.0)
+    guest.snapshot(INSTALLED)
+
+
+@pytest.fixture(scope="session")
+def debian13() -> Iterator[Guest]:
+    with prepared("debian13") as guest:
+        yield guest
+
+
+@pytest.fixture(scope="session")
+def debian13_installed(debian13: Guest, package: Path) -> Guest:
+    install(debian13, package)
+    return debian13
+
+
+@pytest.fixture(scope="module")
+def kernel(debian13: Guest) -> Guest:
+    """Debian 13 with a target, without the daemon."""
+    debian13.restore(BARE)
+    return debian13
+
+
+@pytest.fixture(scope="module")
+def guest(debian13_installed: Guest) -> Guest:
+    """Debian 13 with a target and the daemon running."""
+    debian13_installed.restore(INSTALLED)
+    return debian13_installed
+
+
+@pytest.fixture(scope="module")
+def guest12(package: Path) -> Iterator[Guest]:
+    """Debian 12 with a target and the daemon running. It exists for its module only: two guests share two cores."""
+    with prepared("debian12") as guest:
+        install(guest, package)
+        yield guest
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test: nothing connected, mounted, held, swapped, recorded; the daemon's threads and fds as before."""
+    found = _guests(request.node, request)
+    if not found:
+        yield
+        return
+    guest = found[0]
+    before = guest.call(facts.daemon)
+    yield
+    if request.node.stash.get(FAILED, False):
+        guest.rewind()  # what a failed test left behind is no news; the next one starts clean
+        return
+    left = guest.call(facts.settled, len(before["threads"]), len(before["fds"]), timeout=10.0)
+    still = guest.call(users.present)
+    if still:
+        left["users"] = still
+    if left:
+        guest.rewind()
+        pytest.fail("left behind: " + "; ".join(f"{kind}: {entries}" for kind, entries in left.items()))
+
+
+def _guests(item: pytest.Item, request: pytest.FixtureRequest | None = None) -> list[Guest]:
+    """The guests that a test uses."""
+    names = [name for name in ("kernel", "guest", "guest12") if name in getattr(item, "fixturenames", ())]
+    if request is not None:
+        return [request.getfixturevalue(name) for name in names]
+    values: dict[str, object] = getattr(item, "funcargs", {})
+    return [value for name in names if isinstance(value := values.get(name), Guest)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows what the guest had to say about it."""
+    report = yield
+    if not report.failed:
+        return report
+    item.stash[FAILED] = True
+    for guest in _guests(item):
+        report.sections.append(("guest console", guest.machine.tail()))
+        try:
+            journal = guest.run("journalctl --no-pager --output short-monotonic --lines 100", check=False, timeout=30.0)
+            report.sections.append(("guest journal", journal.out))
+        except GuestError as error:
+            report.sections.append(("guest journal", f"cannot be read: {error}"))
+    return report
