@@ -109,6 +109,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if still:
         left["users"] = still
     if left:
+        for title, text in _account(guest):
+            request.node.add_report_section("teardown", title, text)
         guest.rewind()
         pytest.fail("left behind: " + "; ".join(f"{kind}: {entries}" for kind, entries in left.items()))
 
@@ -128,14 +130,19 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failed test shows what the guest had to say about it."""
     report = yield
-    if not report.failed:
-        return report
-    item.stash[FAILED] = True
-    for guest in _guests(item):
-        report.sections.append(("guest console", guest.machine.tail()))
-        try:
-            journal = guest.run("journalctl --no-pager --output short-monotonic --lines 100", check=False, timeout=30.0)
-            report.sections.append(("guest journal", journal.out))
-        except GuestError as error:
-            report.sections.append(("guest journal", f"cannot be read: {error}"))
+    if report.failed and call.when != "teardown":
+        item.stash[FAILED] = True
+        for guest in _guests(item):
+            report.sections.extend(_account(guest))
     return report
+
+
+def _account(guest: Guest) -> list[tuple[str, str]]:
+    """What the guest has to say: the end of its console and of its journal."""
+    sections = [("guest console", guest.machine.tail())]
+    try:
+        journal = guest.run("journalctl --no-pager --output short-monotonic --lines 100", check=False, timeout=30.0)
+        sections.append(("guest journal", journal.out))
+    except GuestError as error:
+        sections.append(("guest journal", f"cannot be read: {error}"))
+    return sections

@@ -111,7 +111,7 @@ class Agent:
     def _rest(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
         """What a killed program printed. One in state D takes no signal: it is left behind rather than waited for."""
         try:
-            return process.communicate(timeout=5.0)
+            return process.communicate(timeout=2.0)
         except subprocess.TimeoutExpired as error:
             return error.stdout or b"", error.stderr or b""
 

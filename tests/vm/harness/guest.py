@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ BOOT_SECONDS = 300.0  # under emulation on a busy machine
 SYNC_SECONDS = 60.0
 CALL_SECONDS = 60.0
 BOOTED = "booted"
+DISK = "disk.qcow2"
 MODULES = Path(__file__).parent.parent / "guest"
 
 
@@ -51,12 +53,18 @@ class Result:
 class Guest:
     """A running guest. Start one with `Guest.start`; it is a context manager."""
 
-    def __init__(self, image: Image, machine: Machine, folder: Path) -> None:
+    def __init__(self, image: Image, accel: str, folder: Path, *, snapshot: str | None) -> None:
         self.image = image
-        self.machine = machine
+        self.accel = accel
         self._folder = folder
-        self._home = BOOTED
-        self._channel = Channel(machine.agent, machine.explain)
+        self._home = snapshot or BOOTED
+        self._power_on(snapshot)
+
+    def _power_on(self, snapshot: str | None) -> None:
+        self.machine = Machine(
+            self.image, self._folder / DISK, accel=self.accel, folder=self._folder, snapshot=snapshot
+        )
+        self._channel = Channel(self.machine.agent, self.machine.explain)
 
     @classmethod
     def start(cls, suite: Suite) -> Guest:
@@ -64,10 +72,9 @@ class Guest:
         image = build_image(suite)
         accel = accelerator(image.kernel)
         folder = scratch_folder(cache_dir())
-        disk = folder / "disk.qcow2"
         try:
-            _copy(_booted_disk(image, accel), disk)
-            guest = cls(image, Machine(image, disk, accel=accel, folder=folder, snapshot=BOOTED), folder)
+            _copy(_booted_disk(image, accel), folder / DISK)
+            guest = cls(image, accel, folder, snapshot=BOOTED)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -78,6 +85,32 @@ class Guest:
             guest.close()
             raise
         return guest
+
+    @classmethod
+    def first_boot(cls, image: Image, accel: str, disk: Path) -> None:
+        """Boot an image and leave the booted guest as the snapshot `BOOTED` in `disk`."""
+        folder = scratch_folder(cache_dir())
+        try:
+            fresh = folder / DISK
+            run([tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.root), str(fresh)])
+            guest = cls(image, accel, folder, snapshot=None)
+            try:
+                guest._channel.bootstrap(BOOT_SECONDS)
+                guest._finish_boot()
+                guest.snapshot(BOOTED)
+            finally:
+                guest.machine.close()
+            fresh.rename(disk)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _finish_boot(self) -> None:
+        waiting = ["systemctl", "is-system-running", "--wait"]
+        state = self.run(waiting, timeout=BOOT_SECONDS, check=False).out.strip()
+        if state != "running":  # nothing that fails in every guest may go unnoticed
+            failed = self.run(["systemctl", "--failed", "--no-legend", "--plain"], check=False).out
+            raise GuestError(f"the guest comes up {state}:\n{failed}")
+        self.run("sync; echo 3 > /proc/sys/vm/drop_caches")  # the snapshot becomes smaller
 
     def __enter__(self) -> Guest:
         return self
@@ -96,9 +129,13 @@ class Guest:
         self._channel.sync(SYNC_SECONDS)
 
     def restore(self, name: str) -> None:
-        """Go back to a snapshot: memory, disk, processes. Its clock is set to now."""
-        self._channel.abandon("the guest was restored from a snapshot meanwhile", ended=False)
-        self.machine.load(name)
+        """Go back to a snapshot: memory, disk, processes; from a dead guest, too. Its clock is set to now."""
+        if self.machine.process.poll() is None:
+            self._channel.abandon("the guest was restored from a snapshot meanwhile", ended=False)
+            self.machine.load(name)
+        else:
+            self.machine.close()
+            self._power_on(name)
         self._home = name
         self._channel.sync(SYNC_SECONDS)
 
@@ -114,10 +151,11 @@ class Guest:
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function of tests/vm/guest in the guest. Arguments and result travel as JSON.
 
-        A deadline belongs into the function; this waits `CALL_SECONDS` beyond the `timeout` it was given.
+        A deadline belongs into the function; this waits `CALL_SECONDS` beyond its `timeout`, if it has one.
         """
-        limit = kwargs.get("timeout", 0.0)
-        allowed = CALL_SECONDS + (float(limit) if isinstance(limit, (int, float)) else 0.0)
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        allowed = CALL_SECONDS + float(bound.arguments.get("timeout", 0.0))
         value: T = self._channel.wait(self.submit(function, *args, **kwargs), allowed, function.__qualname__)
         return value
 
@@ -184,36 +222,11 @@ def _booted_disk(image: Image, accel: str) -> Path:
         if disk.exists():
             return disk
         with timed(f"booting Debian {image.suite.number} for the first time ({accel}; half a minute to two)"):
-            _first_boot(image, accel, disk)
+            Guest.first_boot(image, accel, disk)
         for older in cache_dir().glob(f"booted-{image.path.name.removeprefix('image-')}-*.qcow2"):
             if older != disk:
                 older.unlink()
     return disk
-
-
-def _first_boot(image: Image, accel: str, disk: Path) -> None:
-    folder = scratch_folder(cache_dir())
-    try:
-        fresh = folder / "disk.qcow2"
-        run([tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.root), str(fresh)])
-        machine = Machine(image, fresh, accel=accel, folder=folder)
-        try:
-            guest = Guest(image, machine, folder)
-            guest._channel.bootstrap(BOOT_SECONDS)
-            # "degraded" is no reason to stop here, but must be seen: it means a unit of the image fails.
-            state = guest.run(
-                ["systemctl", "is-system-running", "--wait"], timeout=BOOT_SECONDS, check=False
-            ).out.strip()
-            if state != "running":
-                failed = guest.run(["systemctl", "--failed", "--no-legend", "--plain"], check=False).out
-                raise GuestError(f"the guest comes up {state}:\n{failed}")
-            guest.run("sync; echo 3 > /proc/sys/vm/drop_caches")
-            guest.snapshot(BOOTED)
-        finally:
-            machine.close()
-        fresh.rename(disk)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path) -> None:
