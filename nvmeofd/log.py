@@ -7,7 +7,13 @@ import sys
 
 log = logging.getLogger("nvmeofd")
 
-_PREFIXES = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.ERROR: "<3>", logging.CRITICAL: "<2>"}
+_PREFIXES = {
+    logging.DEBUG: "<7>",
+    logging.INFO: "<6>",
+    logging.WARNING: "<4>",
+    logging.ERROR: "<3>",
+    logging.CRITICAL: "<2>",
+}
 
 
 class _JournalFormatter(logging.Formatter):

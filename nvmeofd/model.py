@@ -10,7 +10,7 @@ import re
 import uuid
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from nvmeofd.errors import InvalidArgument
@@ -161,50 +161,13 @@ class Address:
             InvalidArgument: names the address and the reason.
         """
         if len(text) > 512 or not text.isprintable() or " " in text or "," in text:
-            raise InvalidArgument(f"address: {text[:64]!r} is too long or contains white space, a comma or a control character")
-
-        def bad(why: str) -> InvalidArgument:
-            return InvalidArgument(f"address: {text!r}: {why}")
-
-        scheme, colon, rest = text.partition("://")
+            raise InvalidArgument(
+                f"address: {text[:64]!r} is too long or has white space, a comma or control characters"
+            )
         try:
-            transport = Transport(scheme if colon else "")
-        except ValueError:
-            raise bad("expected tcp://HOST:PORT, rdma://HOST:PORT, fc://nn-0x…:pn-0x… or loop://") from None
-        place, _, query = rest.partition("?")
-        host_traddr = host_iface = ""
-        try:
-            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-        except ValueError:
-            raise bad("malformed query parameters") from None
-        if len({key for key, _ in pairs}) != len(pairs):
-            raise bad("a query parameter is given twice")
-        for key, value in pairs:
-            if key == "host-traddr":
-                host_traddr = value
-            elif key == "host-iface":
-                host_iface = value
-            else:
-                raise bad(f"unknown query parameter {key!r}, known are host-traddr and host-iface")
-            if not value:
-                raise bad(f"{key} is empty")
-        if host_iface and (transport is not Transport.TCP or not _INTERFACE.fullmatch(host_iface)):
-            raise bad("host-iface must name a network interface, and only tcp has it")
-        if transport is Transport.LOOP:
-            if place or host_traddr:
-                raise bad("loop:// has no address")
-            return cls(transport, "")
-        if transport is Transport.FC:
-            if not _FC_ADDRESS.fullmatch(place) or (host_traddr and not _FC_ADDRESS.fullmatch(host_traddr)):
-                raise bad("expected nn-0x<16 digits>:pn-0x<16 digits>")
-            return cls(transport, place, 0, host_traddr)
-        if host_traddr:
-            try:
-                host_traddr = normal_ip(host_traddr)
-            except ValueError:
-                raise bad("host-traddr is not an IP address") from None
-        host, port = _split_host_port(place.rstrip("/"), bad)
-        return cls(transport, host, port, host_traddr, host_iface)
+            return cls(**_address_parts(text))
+        except ValueError as error:
+            raise InvalidArgument(f"address: {text!r}: {error}") from None
 
     @property
     def needs_resolving(self) -> bool:
@@ -226,36 +189,79 @@ class Address:
         return f"{self.transport}://{host}:{self.port}"
 
 
-def _split_host_port(place: str, bad: type[InvalidArgument] | object) -> tuple[str, int]:
-    assert callable(bad)
-    if place.startswith("["):
-        host, bracket, tail = place[1:].partition("]")
-        port_text = tail.removeprefix(":")
-        if not bracket or (tail and not tail.startswith(":")):
-            raise bad("expected [IPv6 address]:PORT")
+def _address_parts(text: str) -> dict[str, Any]:
+    """The fields of an Address. Raises ValueError with the reason."""
+    scheme, colon, rest = text.partition("://")
+    if not colon or scheme not in list(Transport):
+        raise ValueError("expected tcp://HOST:PORT, rdma://HOST:PORT, fc://nn-0x…:pn-0x… or loop://")
+    transport = Transport(scheme)
+    place, _, query = rest.partition("?")
+    parts = _source_parts(transport, query)
+    if transport is Transport.LOOP:
+        if place or parts:
+            raise ValueError("loop:// has no address and no parameters")
+    elif transport is Transport.FC:
+        if not _FC_ADDRESS.fullmatch(place):
+            raise ValueError("expected nn-0x<16 digits>:pn-0x<16 digits>")
+        parts["host"] = place
+    else:
+        parts["host"], parts["port"] = _split_host_port(place.rstrip("/"))
+    return {"host": "", "transport": transport, **parts}
+
+
+def _source_parts(transport: Transport, query: str) -> dict[str, Any]:
+    """The fields that say where from to connect, given as query parameters. Raises ValueError."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError:
+        raise ValueError("malformed query parameters") from None
+    parts = dict(pairs)
+    if len(parts) != len(pairs):
+        raise ValueError("a query parameter is given twice")
+    for key, value in pairs:
+        if key not in ("host-traddr", "host-iface"):
+            raise ValueError(f"unknown query parameter {key!r}, known are host-traddr and host-iface")
+        if not value:
+            raise ValueError(f"{key} is empty")
+    host_traddr, host_iface = parts.get("host-traddr", ""), parts.get("host-iface", "")
+    if host_iface and (transport is not Transport.TCP or not _INTERFACE.fullmatch(host_iface)):
+        raise ValueError("host-iface must name a network interface, and only tcp has it")
+    if host_traddr and transport is Transport.FC and not _FC_ADDRESS.fullmatch(host_traddr):
+        raise ValueError("host-traddr: expected nn-0x<16 digits>:pn-0x<16 digits>")
+    if host_traddr and transport is not Transport.FC:
         try:
-            if ipaddress.ip_address(host).version != 6:
-                raise ValueError
+            host_traddr = normal_ip(host_traddr)
         except ValueError:
-            raise bad(f"{host!r} is not an IPv6 address") from None
-        host = normal_ip(host)
+            raise ValueError("host-traddr is not an IP address") from None
+    return {key: value for key, value in (("host_traddr", host_traddr), ("host_iface", host_iface)) if value}
+
+
+def _split_host_port(place: str) -> tuple[str, int]:
+    """Raises ValueError."""
+    if place.startswith("["):
+        text, bracket, tail = place[1:].partition("]")
+        if not bracket or (tail and not tail.startswith(":")):
+            raise ValueError("expected [IPv6 address]:PORT")
+        colon, port_text = tail[:1], tail[1:]
+        try:
+            host = str(ipaddress.IPv6Address(text))
+        except ValueError:
+            raise ValueError(f"{text!r} is not an IPv6 address") from None
     else:
         host, colon, port_text = place.partition(":")
-        if ":" in port_text:
-            raise bad("an IPv6 address must be in brackets")
         if not host:
-            raise bad("no host")
+            raise ValueError("no host")
+        if ":" in port_text:
+            raise ValueError("an IPv6 address must be in brackets")
         try:
             host = normal_ip(host)
         except ValueError:
             if not _HOST_NAME.fullmatch(host) or re.fullmatch(r"[0-9.]+", host):
-                raise bad(f"{host!r} is neither an IP address nor a host name") from None
-        if colon and not port_text:
-            raise bad("no port after the colon")
-    if not port_text:
+                raise ValueError(f"{host!r} is neither an IP address nor a host name") from None
+    if not colon:
         return host, DEFAULT_PORT
     if not (port_text.isascii() and port_text.isdecimal() and len(port_text) <= 5 and 0 < int(port_text) < 65536):
-        raise bad(f"{port_text!r} is not a port")
+        raise ValueError(f"{port_text!r} is not a port")
     return host, int(port_text)
 
 
@@ -295,10 +301,9 @@ class Controller:
     host_nqn: str
     host_id: str
 
-    LIVE = "live"
-
     @property
     def live(self) -> bool:
+        """Whether I/O can go this way now."""
         return self.state == "live"
 
     @property

@@ -185,8 +185,11 @@ class LockedDevice(Protocol):
     async def edges_are_zero(self) -> bool:
         """Whether the first and last MiB, read with O_DIRECT, are all zeros. Raises OSError on a read error."""
 
-    async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str]) -> None:
-        """Run mkfs with the given filesystem UUID, without forcing. Raises CommandError."""
+    async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str], force: bool) -> None:
+        """Run mkfs with the given filesystem UUID. Raises CommandError.
+
+        Without ``force``, mkfs itself refuses when it finds a filesystem (mkfs.xfs, mkfs.btrfs).
+        """
 
     async def check_filesystem(self, fstype: str) -> None:
         """Run the checker that the type wants before a mount (``e2fsck -p`` for ext2/3/4; others none).

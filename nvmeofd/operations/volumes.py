@@ -1,10 +1,15 @@
-"""What the daemon knows of one staged volume."""
+"""What the daemon knows of one staged volume, and how it is doing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nvmeofd.model import Address, DeviceNumber, Namespace, VolumeState, VolumeType
+from nvmeofd.model import Address, DeviceNumber, Namespace, Subsystem, VolumeState, VolumeType
+
+if TYPE_CHECKING:
+    from nvmeofd.cache import MountCache
+    from nvmeofd.kernel.interface import Mount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +19,7 @@ class Volume:
     nqn: str
     wwid: str
     nsid: int
+    requested: str  # the namespace as the request named it, normalised
     device: str  # /dev/nvme0n1, the name at the time of staging
     number: DeviceNumber
     diskseq: int
@@ -31,3 +37,41 @@ class Volume:
     def is_on(self, namespace: Namespace) -> bool:
         """Whether the volume lives on this very incarnation of the namespace."""
         return (self.wwid, self.number, self.diskseq) == (namespace.wwid, namespace.number, namespace.diskseq)
+
+
+def find_namespace(subsystem: Subsystem | None, volume: Volume) -> Namespace | None:
+    """The namespace that the volume is on, None when it went away (even if it came back since as another disk)."""
+    namespaces = subsystem.namespaces if subsystem else ()
+    return next((namespace for namespace in namespaces if volume.is_on(namespace)), None)
+
+
+def find_mount(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> Mount | None:
+    """The volume's mount at its staging path, None when the mount or its device went away."""
+    namespace = find_namespace(subsystem, volume)
+    if namespace is None:
+        return None
+    return next(
+        (mount for mount in reversed(cache.mounts_at(volume.staging_path)) if cache.is_mount_of(mount, namespace)), None
+    )
+
+
+def current_state(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> VolumeState:
+    """How the volume is doing, given what sysfs shows now and a fresh cache."""
+    if find_mount(cache, subsystem, volume) is None:
+        return VolumeState.LOST
+    live = subsystem.live_controllers if subsystem else ()
+    if all(any(controller.serves(address) for controller in live) for address in volume.addresses):
+        return VolumeState.STAGED
+    return VolumeState.DEGRADED
+
+
+def stale_mounts(cache: MountCache, volume: Volume) -> tuple[Mount, ...]:
+    """Mounts at the staging path that were the volume's, left behind by a device that went away under them."""
+    if volume.type is VolumeType.BLOCK:
+        node = volume.device.removeprefix("/dev") + "//deleted"
+        return tuple(m for m in cache.mounts_at(volume.staging_path) if m.fstype == "devtmpfs" and m.root == node)
+    return tuple(
+        mount
+        for mount in cache.mounts_at(volume.staging_path)
+        if mount.number == volume.number or (mount.number.major == 0 and mount.source == volume.device)
+    )

@@ -1,0 +1,157 @@
+"""The mount cache: what the kernel's mount table says, both ways, exact at every decision.
+
+It answers "which device is mounted at this path" and "who mounts this device" without reading the whole table:
+one ``poll`` when nothing changed, and only changed lines are parsed when something did.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from nvmeofd.kernel.mountinfo import parse_mount
+from nvmeofd.model import DeviceNumber, Namespace
+
+if TYPE_CHECKING:
+    from nvmeofd.kernel.interface import Kernel, Mount
+
+K = TypeVar("K")
+
+DEVTMPFS = "devtmpfs"
+DELETED = "//deleted"  # fs/proc_namespace.c, seq_dentry: the bound file was unlinked since
+
+
+class MountCache:
+    """A view of the mount table, keyed by device numbers and, for block binds, by device nodes.
+
+    Device numbers are safe keys here: a mounted filesystem holds its device, so the number cannot pass to another one
+    while the mount exists. A btrfs shows an anonymous number and is filed under the device of its source instead.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._by_line: dict[bytes, Mount] = {}
+        self._by_path: dict[str, dict[int, Mount]] = {}
+        self._by_number: dict[DeviceNumber, dict[int, Mount]] = {}
+        self._by_node: dict[str, dict[int, Mount]] = {}
+        self._sources: dict[int, DeviceNumber] = {}  # mount id of a btrfs → device of its source
+        self._stale = True
+        self.rebuilds = 0
+
+    def refresh(self) -> bool:
+        """Make the cache exact as of now; return whether anything changed.
+
+        Raises:
+            OSError: the mount table cannot be read; the cache stays stale and the next refresh tries again.
+        """
+        if not self._kernel.mounts_changed() and not self._stale:
+            return False
+        self._stale = True
+        lines = dict.fromkeys(self._kernel.mount_lines())
+        gone = [line for line in self._by_line if line not in lines]
+        new = [line for line in lines if line not in self._by_line]
+        try:
+            added = [(line, parse_mount(line)) for line in new]
+        except ValueError as error:
+            raise OSError(errno.EBADMSG, f"unexpected line in the mount table: {error}") from error
+        for line in gone:
+            self._remove(self._by_line.pop(line))
+        for line, mount in added:
+            self._by_line[line] = mount
+            self._add(mount)
+        self._stale = False
+        return bool(gone or new)
+
+    def rebuild(self) -> None:
+        """Forget everything and read the table anew: for when there is any doubt. Raises OSError."""
+        for index in (self._by_line, self._by_path, self._by_number, self._by_node, self._sources):
+            index.clear()
+        self._stale = True
+        self.rebuilds += 1
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._by_line)
+
+    def mounts_at(self, path: str) -> tuple[Mount, ...]:
+        """The mounts at a path, the topmost last."""
+        return _stacked(self._by_path.get(path, {}))
+
+    def mounts_of(self, namespace: Namespace) -> tuple[tuple[str, Mount], ...]:
+        """(device name, mount) of every filesystem on the namespace or its partitions, binds included."""
+        found = {}
+        for device in namespace.devices:
+            for mount in self._by_number.get(device.number, {}).values():
+                found[mount.mount_id] = (device.name, mount)
+            if self._sources:
+                for name in self._kernel.btrfs_siblings(device.name):
+                    if name == device.name:
+                        continue
+                    number = self._kernel.device_number(f"/dev/{name}")
+                    for mount in self._by_number.get(number, {}).values() if number else ():
+                        found[mount.mount_id] = (device.name, mount)
+        return tuple(found[key] for key in sorted(found))
+
+    def block_mounts_of(self, namespace: Namespace) -> tuple[tuple[str, Mount], ...]:
+        """(device name, mount) of every bind of the namespace's device node, or of those of its partitions."""
+        return tuple(
+            (device.name, mount)
+            for device in namespace.devices
+            for mount in _stacked(self._by_node.get(device.name, {}))
+        )
+
+    def is_mount_of(self, mount: Mount, namespace: Namespace) -> bool:
+        """Whether a mount from this cache is one of the namespace (filesystem or block bind)."""
+        return any(m.mount_id == mount.mount_id for _, m in self._all_of(namespace))
+
+    def _all_of(self, namespace: Namespace) -> Iterator[tuple[str, Mount]]:
+        yield from self.mounts_of(namespace)
+        yield from self.block_mounts_of(namespace)
+
+    def _add(self, mount: Mount) -> None:
+        self._by_path.setdefault(mount.mount_point, {})[mount.mount_id] = mount
+        node = _bound_node(mount)
+        if node:
+            self._by_node.setdefault(node, {})[mount.mount_id] = mount
+            return
+        number = mount.number
+        if mount.fstype == "btrfs" and number.major == 0:
+            source = self._kernel.device_number(mount.source)
+            if source is not None:
+                number = self._sources[mount.mount_id] = source
+        self._by_number.setdefault(number, {})[mount.mount_id] = mount
+
+    def _remove(self, mount: Mount) -> None:
+        _discard(self._by_path, mount.mount_point, mount)
+        node = _bound_node(mount)
+        if node:
+            _discard(self._by_node, node, mount)
+            return
+        _discard(self._by_number, self._sources.pop(mount.mount_id, mount.number), mount)
+
+
+def _bound_node(mount: Mount) -> str:
+    """The kernel name of the device whose node is bound here, "" for any other mount."""
+    if mount.fstype != DEVTMPFS or mount.root == "/" or mount.root.endswith(DELETED):
+        return ""
+    return mount.root.removeprefix("/")
+
+
+def _discard(index: dict[K, dict[int, Mount]], key: K, mount: Mount) -> None:
+    mounts = index[key]
+    del mounts[mount.mount_id]
+    if not mounts:
+        del index[key]
+
+
+def _stacked(mounts: dict[int, Mount]) -> tuple[Mount, ...]:
+    """In the order of stacking: a mount on top of another one at the same path has it as its parent."""
+    left = dict(mounts)
+    ordered: list[Mount] = []
+    while left:
+        bottom = [mount for mount in left.values() if mount.parent_id not in left] or list(left.values())
+        ordered += bottom
+        for mount in bottom:
+            del left[mount.mount_id]
+    return tuple(ordered)

@@ -1,0 +1,240 @@
+"""Intents and results on disk, so that ``kill -9`` at any point loses nothing.
+
+One small JSON file per volume, per subsystem with controllers of this daemon, and per filesystem being made, below
+/run/nvmeofd: what it describes (connections, mounts) does not survive a reboot either. Every write is a whole file
+renamed into place. No secret is ever in here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from nvmeofd.log import log
+from nvmeofd.model import Address, DeviceNumber, Transport, VolumeState, VolumeType
+from nvmeofd.operations.volumes import Volume
+
+VERSION = 1
+
+
+class Phase(StrEnum):
+    """How far a volume is. Only a record in phase STAGED is a staged volume."""
+
+    STAGING = "staging"  # nothing of the volume itself was touched yet but perhaps its staging path
+    MOUNTING = "mounting"  # the volume is complete but for the mount, which may or may not be there
+    STAGED = "staged"
+    UNSTAGING = "unstaging"  # the mount may or may not be there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeRecord:
+    """One volume. ``volume`` is None until its device is known."""
+
+    nqn: str
+    staging_path: str
+    type: VolumeType
+    phase: Phase
+    creates_path: bool = False
+    volume: Volume | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedController:
+    """A controller that this daemon connected; see Controller.instance for what identifies it."""
+
+    name: str
+    instance: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectIntent:
+    """A connection about to be made, and the controllers of the subsystem that were there before it."""
+
+    address: Address
+    host_nqn: str
+    known: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsystemRecord:
+    """What this daemon has connected of one subsystem."""
+
+    nqn: str
+    controllers: tuple[OwnedController, ...] = ()
+    intent: ConnectIntent | None = None
+    keep: bool = False  # an Unstage asked to keep it connected
+
+    @property
+    def empty(self) -> bool:
+        return not self.controllers and self.intent is None
+
+
+@dataclass(frozen=True, slots=True)
+class FormatRecord:
+    """A filesystem being made on a device that was proven blank. Left over only when mkfs did not end well."""
+
+    wwid: str
+    size: int
+    fstype: str
+    uuid: str
+
+
+class Store(Protocol):
+    """Where the files are: a directory, or memory in tests."""
+
+    def load(self) -> Mapping[str, bytes]:
+        """All files by name. Raises OSError."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file as a whole. Raises OSError."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; absent is success. Raises OSError."""
+
+
+class DirectoryStore:
+    """Files in one directory, made if absent. Raises OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self) -> Mapping[str, bytes]:
+        files = {}
+        for path in sorted(self._directory.iterdir()):
+            if path.name.startswith("."):
+                path.unlink()  # a write that was cut short before its rename
+            elif path.suffix == ".json":
+                files[path.name] = path.read_bytes()
+        return files
+
+    def write(self, name: str, content: bytes) -> None:
+        temporary = self._directory / f".{name}"
+        # no fsync: a tmpfs has nothing to sync to, and after a reboot these files would be wrong anyway
+        temporary.write_bytes(content)
+        temporary.replace(self._directory / name)
+
+    def delete(self, name: str) -> None:
+        (self._directory / name).unlink(missing_ok=True)
+
+
+class Journal:
+    """Typed access to the records."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.volumes: dict[str, VolumeRecord] = {}
+        self.subsystems: dict[str, SubsystemRecord] = {}
+        self.formats: dict[str, FormatRecord] = {}
+
+    def load(self) -> None:
+        """Read everything. A file that makes no sense is logged and left alone. Raises OSError."""
+        for name, content in self._store.load().items():
+            try:
+                data = json.loads(content)
+                if data["version"] != VERSION:
+                    raise ValueError(f"version {data['version']}")
+                self._take(data["kind"], data["record"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                log.error("journal file %s makes no sense and is ignored: %r", name, error)
+
+    def _take(self, kind: str, data: dict[str, Any]) -> None:
+        if kind == "volume":
+            volume_record = _volume_record(data)
+            self.volumes[volume_record.staging_path] = volume_record
+        elif kind == "subsystem":
+            subsystem_record = _subsystem_record(data)
+            self.subsystems[subsystem_record.nqn] = subsystem_record
+        elif kind == "format":
+            format_record = FormatRecord(**data)
+            self.formats[format_record.wwid] = format_record
+        else:
+            raise ValueError(f"kind {kind!r}")
+
+    def put_volume(self, record: VolumeRecord) -> None:
+        """Write the record of a volume. Raises OSError, and then nothing has changed."""
+        self._write("volume", record.staging_path, record)
+        self.volumes[record.staging_path] = record
+
+    def set_phase(self, staging_path: str, phase: Phase) -> None:
+        """Raises OSError."""
+        self.put_volume(replace(self.volumes[staging_path], phase=phase))
+
+    def drop_volume(self, staging_path: str) -> None:
+        """Raises OSError."""
+        self._store.delete(_file_name("volume", staging_path))
+        self.volumes.pop(staging_path, None)
+
+    def put_subsystem(self, record: SubsystemRecord) -> None:
+        """Write the record of a subsystem, or remove an empty one. Raises OSError, and then nothing has changed."""
+        if record.empty:
+            self._store.delete(_file_name("subsystem", record.nqn))
+            self.subsystems.pop(record.nqn, None)
+        else:
+            self._write("subsystem", record.nqn, record)
+            self.subsystems[record.nqn] = record
+
+    def put_format(self, record: FormatRecord) -> None:
+        """Raises OSError."""
+        self._write("format", record.wwid, record)
+        self.formats[record.wwid] = record
+
+    def drop_format(self, wwid: str) -> None:
+        """Raises OSError."""
+        if self.formats.pop(wwid, None) is not None:
+            self._store.delete(_file_name("format", wwid))
+
+    def _write(self, kind: str, key: str, record: VolumeRecord | SubsystemRecord | FormatRecord) -> None:
+        data = {"version": VERSION, "kind": kind, "record": asdict(record)}
+        self._store.write(_file_name(kind, key), json.dumps(data, indent=1).encode())
+
+
+def _file_name(kind: str, key: str) -> str:
+    # a digest, because staging paths and NQNs are longer than a file name may be
+    return f"{kind}-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
+
+
+def _address(data: dict[str, Any]) -> Address:
+    return Address(**{**data, "transport": Transport(data["transport"])})
+
+
+def _volume(data: dict[str, Any]) -> Volume:
+    return Volume(
+        **{
+            **data,
+            "number": DeviceNumber(**data["number"]),
+            "type": VolumeType(data["type"]),
+            "mount_options": tuple(data["mount_options"]),
+            "addresses": tuple(_address(a) for a in data["addresses"]),
+            "state": VolumeState(data["state"]),
+        }
+    )
+
+
+def _volume_record(data: dict[str, Any]) -> VolumeRecord:
+    volume = data["volume"]
+    return VolumeRecord(
+        **{
+            **data,
+            "type": VolumeType(data["type"]),
+            "phase": Phase(data["phase"]),
+            "volume": None if volume is None else _volume(volume),
+        }
+    )
+
+
+def _subsystem_record(data: dict[str, Any]) -> SubsystemRecord:
+    intent = data["intent"]
+    return SubsystemRecord(
+        nqn=str(data["nqn"]),
+        controllers=tuple(OwnedController(**c) for c in data["controllers"]),
+        intent=None
+        if intent is None
+        else ConnectIntent(_address(intent["address"]), intent["host_nqn"], tuple(intent["known"])),
+        keep=bool(data["keep"]),
+    )

@@ -1,0 +1,204 @@
+"""Connecting the paths of a subsystem and waiting for a namespace of it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING
+
+from nvmeofd.errors import AuthenticationFailed, ConnectFailed, InvalidArgument, NamespaceNotFound
+from nvmeofd.kernel.interface import ConnectError, ConnectParameters, DeviceChanged
+from nvmeofd.log import log
+from nvmeofd.model import Address, Controller, HostIdentity, Namespace, Step, parse_host_id, parse_nqn
+from nvmeofd.operations.guard import StillUsed, disconnect_unused
+
+if TYPE_CHECKING:
+    from nvmeofd.operations.core import Core
+    from nvmeofd.operations.transaction import Transaction
+    from nvmeofd.requests import StageRequest
+    from nvmeofd.workers import Job
+
+_AUTHENTICATION = frozenset({errno.ENOKEY, errno.EKEYREJECTED, errno.EKEYEXPIRED})
+# The wait for a namespace ends this part of the time for undoing before the job's own deadline does, so that the
+# answer is the telling one (NamespaceNotFound) and not Timeout.
+_WAIT_MARGIN = 0.1
+
+
+async def connect_paths(core: Core, job: Job, request: StageRequest, transaction: Transaction) -> tuple[Address, ...]:
+    """Connect every address that is not connected yet and return the resolved addresses.
+
+    Raises:
+        ConnectFailed: fewer than ``min_paths`` paths are live; has every address and its reason.
+        AuthenticationFailed: the same, and every failure is one of authentication.
+        InvalidArgument: the host has no identity, or cannot have several paths.
+    """
+    if len(request.addresses) > 1 and not core.kernel.multipath():
+        raise InvalidArgument(
+            "addresses: this host has nvme_core.multipath=N, so every path would be a disk of its own; "
+            "give one address, or boot with nvme_core.multipath=Y"
+        )
+    host = host_identity(core, request)
+    new: list[Controller] = []
+    transaction.on_failure(f"disconnect {request.nqn}", lambda: _disconnect_new(core, job, request.nqn, new))
+    failures: dict[str, str] = {}
+    errors: list[int] = []
+    resolved: list[Address] = []
+    for address in request.addresses:
+        job.enter(Step.CONNECTING, str(address))
+        try:
+            candidates = await core.kernel.resolve(address)
+        except ConnectError as error:
+            failures[str(address)] = str(error)
+            errors.append(error.errno)
+            continue
+        for candidate in candidates:
+            try:
+                await _connect_one(core, job, request, host, candidate, new)
+            except ConnectError as error:
+                where = str(address) if str(address) == str(candidate) else f"{address} ({candidate.host})"
+                failures[where] = str(error)
+                errors.append(error.errno)
+                log.warning("%s: %s: %s", job, where, error)
+                if candidate is candidates[-1]:
+                    resolved.append(candidate)
+            else:
+                resolved.append(candidate)
+                break
+    subsystem = core.kernel.subsystem(request.nqn)
+    serving = [c for c in subsystem.controllers if any(map(c.serves, resolved))] if subsystem else []
+    live = sum(controller.live for controller in serving)
+    for controller in serving:
+        if not controller.live:
+            failures[controller.address] = f"{controller.name} is {controller.state}, not live"
+    if live < request.min_paths:
+        reasons = "; ".join(f"{where}: {reason}" for where, reason in failures.items())
+        if errors and all(error in _AUTHENTICATION for error in errors):
+            raise AuthenticationFailed(reasons)
+        raise ConnectFailed(f"{live} of {request.min_paths} needed paths are live: {reasons}")
+    return tuple(resolved)
+
+
+def host_identity(core: Core, request: StageRequest) -> HostIdentity:
+    """The identity for a connection: from the request, else of the host. Raises InvalidArgument."""
+    options = request.connect
+    if options.host_nqn is not None and options.host_id is not None:
+        return HostIdentity(options.host_nqn, options.host_id)
+    try:
+        host = core.kernel.host_identity()
+        nqn = options.host_nqn or parse_nqn(host.nqn, what="/etc/nvme/hostnqn")
+        return HostIdentity(nqn, options.host_id or parse_host_id(host.id))
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(
+            f"host-nqn: not given, and the identity of this host cannot be read: {error}; "
+            "make it with 'nvme gen-hostnqn > /etc/nvme/hostnqn', or give host-nqn and host-id"
+        ) from error
+
+
+async def wait_for_namespace(core: Core, job: Job, request: StageRequest) -> Namespace:
+    """Wait until the namespace is there, asking the controllers once, at half the time, to scan again.
+
+    Raises:
+        NamespaceNotFound: names what is there instead.
+    """
+    job.enter(Step.WAITING, str(request.namespace))
+    loop = asyncio.get_running_loop()
+    start, reserve = loop.time(), job.deadline - job.soft_deadline
+    end = job.soft_deadline - reserve * _WAIT_MARGIN
+    rescan_at = start + (end - start) / 2
+    rescanned = False
+    with core.changes.subscribe() as changed:
+        while True:
+            changed.clear()
+            subsystem = core.kernel.subsystem(request.nqn)
+            namespaces = subsystem.namespaces if subsystem else ()
+            found = [namespace for namespace in namespaces if namespace.matches(request.namespace)]
+            if len(found) > 1:
+                names = ", ".join(f"{namespace.name} ({namespace.wwid})" for namespace in found)
+                raise NamespaceNotFound(f"{request.namespace} is not unique in {request.nqn}: {names}")
+            if found and found[0].size > 0:
+                return found[0]
+            if loop.time() >= end:
+                there = ", ".join(f"nsid.{ns.nsid} {ns.wwid}" for ns in namespaces) or "none"
+                raise NamespaceNotFound(
+                    f"{request.namespace} did not appear in {request.nqn} within {end - start:.0f} s; "
+                    f"namespaces there: {there}"
+                )
+            if not rescanned and loop.time() >= rescan_at:
+                rescanned = True
+                for controller in subsystem.live_controllers if subsystem else ():
+                    try:
+                        await core.kernel.rescan(controller)
+                    except (OSError, DeviceChanged) as error:
+                        log.warning("%s: cannot rescan %s: %s", job, controller.name, error)
+                continue
+            try:
+                async with asyncio.timeout_at(end if rescanned else rescan_at):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+
+
+async def _connect_one(
+    core: Core, job: Job, request: StageRequest, host: HostIdentity, address: Address, new: list[Controller]
+) -> None:
+    """Connect one resolved address unless it is. Raises ConnectError."""
+    before = core.kernel.subsystem(request.nqn)
+    known = before.controllers if before else ()
+    if any(controller.serves(address) and controller.host_nqn == host.nqn for controller in known):
+        return
+    config, options = core.config.connect, request.connect
+    parameters = ConnectParameters(
+        nqn=request.nqn,
+        address=address,
+        host=host,
+        ctrl_loss_tmo=_first(options.ctrl_loss_tmo, config.ctrl_loss_tmo),
+        fast_io_fail_tmo=_first(options.fast_io_fail_tmo, config.fast_io_fail_tmo),
+        reconnect_delay=_first(options.reconnect_delay, config.reconnect_delay),
+        keep_alive_tmo=_first(options.keep_alive_tmo, config.keep_alive_tmo),
+        nr_io_queues=_first(options.nr_io_queues, config.nr_io_queues),
+        queue_size=_first(options.queue_size, config.queue_size),
+        hdr_digest=options.hdr_digest,
+        data_digest=options.data_digest,
+    )
+    core.ownership.intend(request.nqn, address, host.nqn, known)
+    try:
+        name = await core.kernel.connect(parameters)
+    except ConnectError as error:
+        core.ownership.not_connected(request.nqn)
+        if error.errno == errno.EALREADY:
+            # somebody was faster; fine, unless it was done for another host identity
+            after = core.kernel.subsystem(request.nqn)
+            same = [c for c in after.controllers if c.serves(address)] if after else []
+            if any(controller.host_nqn == host.nqn for controller in same):
+                return
+            others = ", ".join(f"{c.name} as {c.host_nqn}" for c in same) or "not to be seen in sysfs"
+            raise ConnectError(error.errno, f"already connected, but not as {host.nqn}: {others}") from error
+        raise
+    except asyncio.CancelledError:
+        core.ownership.not_connected(request.nqn)
+        raise
+    after = core.kernel.subsystem(request.nqn)
+    controller = next((c for c in after.controllers if c.name == name), None) if after else None
+    if controller is None:
+        core.ownership.not_connected(request.nqn)
+        raise ConnectError(errno.ENODEV, f"{name} was connected and vanished at once")
+    core.ownership.connected(controller)
+    new.append(controller)
+    log.info("%s: connected %s as %s", job, address, name)
+    job.checkpoint()
+
+
+async def _disconnect_new(core: Core, job: Job, nqn: str, new: list[Controller]) -> None:
+    """Undo of connecting. What others use by now stays, and is looked at again later."""
+    if not new or core.workers.stage_waiting(nqn):
+        return
+    instances = {controller.instance for controller in new}
+    try:
+        await disconnect_unused(core, job, nqn, lambda now: [c for c in now.controllers if c.instance in instances])
+    except StillUsed as used:
+        core.count("disconnects-deferred")
+        log.info("%s: %s stays connected while it is used: %s", job, nqn, used)
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,327 @@
+"""The core behind the bus: admits requests, runs them on the queues, and keeps the picture of the host current."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from nvmeofd.cache import MountCache
+from nvmeofd.errors import AlreadyStaged, Busy, NvmeofdError, ShuttingDown
+from nvmeofd.kernel.interface import Event, EventKind
+from nvmeofd.log import log
+from nvmeofd.model import HostIdentity, OperationKind, Subsystem, User, UserKind, VolumeState
+from nvmeofd.operations.core import Core
+from nvmeofd.operations.disconnect import disconnect
+from nvmeofd.operations.guard import all_users
+from nvmeofd.operations.ownership import Ownership
+from nvmeofd.operations.recovery import clean_up, recover
+from nvmeofd.operations.stage import stage
+from nvmeofd.operations.tidy import Tidier
+from nvmeofd.operations.unstage import not_staged_here, unstage
+from nvmeofd.operations.volumes import Volume, current_state
+from nvmeofd.requests import StageRequest
+from nvmeofd.workers import Job, Workers
+
+if TYPE_CHECKING:
+    from nvmeofd.config import Config
+    from nvmeofd.journal import Journal, VolumeRecord
+    from nvmeofd.kernel.interface import Kernel
+    from nvmeofd.operations.observer import Observer
+    from nvmeofd.requests import DisconnectRequest, UnstageRequest
+
+# Bursts of events are worked off together, this many seconds after the first one.
+COALESCE = 0.05
+
+
+class Engine:
+    """One per daemon. Everything is called on the event loop that :meth:`start` ran on."""
+
+    def __init__(self, *, kernel: Kernel, journal: Journal, config: Config, observer: Observer) -> None:
+        cache = MountCache(kernel)
+        workers = Workers(observer, queue_limit=config.queue_limit, total_limit=config.total_limit)
+        self._core = Core(kernel, cache, journal, Ownership(kernel, journal), workers, observer, config)
+        self._tidier = Tidier(self._core)
+        self._paths: dict[str, Job] = {}  # staging path → the last job admitted for it
+        self._stack = AsyncExitStack()
+        self._update_timer: asyncio.TimerHandle | None = None
+        self._devices_changed = False
+        self._closing = False
+        workers.on_finished(self._finished)
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Watch events, scan completely, take over what an earlier life left.
+
+        Raises:
+            OSError: something needed cannot be read; the daemon must not start on half a picture.
+        """
+        await self._stack.enter_async_context(self._core.kernel.watch(self._on_event))
+        self._core.cache.rebuild()
+        self._core.kernel.subsystems()
+        for record in recover(self._core):
+            self._clean_up(record)
+        self._tidier.look()
+
+    async def drain(self) -> None:
+        """Take no new work, and wait until the running jobs have ended. Mounts and connections stay."""
+        self._closing = True
+        self._tidier.stop()
+        await self._core.workers.drain()
+
+    async def close(self) -> None:
+        """End everything that runs on the loop. Mounts and connections stay."""
+        self._closing = True
+        self._tidier.stop()
+        if self._update_timer is not None:
+            self._update_timer.cancel()
+        await self._core.workers.abandon()
+        await self._stack.aclose()
+
+    # ---- verbs
+
+    async def stage(self, request: StageRequest, *, sender: int = 0) -> Volume:
+        """Stage a volume. Raises NvmeofdError."""
+        self._refuse_when_closing()
+        path = request.staging_path
+        before = self._paths.get(path)
+        if before is not None and before.operation is OperationKind.STAGE and not before.result.done():
+            if _same_request(before.request, request):
+                volume: Volume = await asyncio.shield(before.result)
+                return volume
+            raise AlreadyStaged(f"{path} is being staged with another request ({before})")
+        if before is not None and before.nqn != request.nqn:
+            raise Busy(f"{path} is still being unstaged from {before.nqn}")
+        staged = self._core.volumes.get(path)
+        if staged is not None and staged.nqn != request.nqn and before is None:
+            raise AlreadyStaged(f"{path} holds {staged.wwid} of {staged.nqn}; unstage it first")
+        for other in self._core.workers.of(request.nqn):
+            if not other.result.done() and _same_namespace(other.request, request):
+                raise AlreadyStaged(f"{request.namespace} of {request.nqn} is being staged at {other.staging_path}")
+        result: Volume = await self._run(
+            OperationKind.STAGE,
+            request.nqn,
+            lambda job: stage(self._core, job, request),
+            request=request,
+            path=path,
+            sender=sender,
+        )
+        return result
+
+    async def unstage(self, request: UnstageRequest, *, sender: int = 0) -> bool:
+        """Unstage a volume; returns whether its subsystem is no longer connected. Raises NvmeofdError."""
+        self._refuse_when_closing()
+        path = request.staging_path
+        before, staged = self._paths.get(path), self._core.volumes.get(path)
+        if before is not None and not before.result.done() and _same_request(before.request, request):
+            done: bool = await asyncio.shield(before.result)
+            return done
+        if before is not None:
+            nqn = before.nqn
+        elif staged is not None:
+            nqn = staged.nqn
+        else:
+            self._core.cache.refresh()
+            not_staged_here(self._core, path)
+            return False
+        result: bool = await self._run(
+            OperationKind.UNSTAGE,
+            nqn,
+            lambda job: unstage(self._core, job, request),
+            request=request,
+            path=path,
+            sender=sender,
+        )
+        return result
+
+    async def disconnect(self, request: DisconnectRequest, *, sender: int = 0) -> tuple[str, ...]:
+        """Disconnect a subsystem that nothing uses; returns the controllers deleted. Raises NvmeofdError."""
+        self._refuse_when_closing()
+        for other in self._core.workers.of(request.nqn)[-1:]:
+            if not other.result.done() and _same_request(other.request, request):
+                same: tuple[str, ...] = await asyncio.shield(other.result)
+                return same
+        result: tuple[str, ...] = await self._run(
+            OperationKind.DISCONNECT,
+            request.nqn,
+            lambda job: disconnect(self._core, job, request.nqn),
+            request=request,
+            sender=sender,
+        )
+        return result
+
+    # ---- questions
+
+    async def list_users(self, nqn: str) -> tuple[User, ...]:
+        """Who uses the subsystem right now. Raises OSError."""
+        jobs = [job for job in self._core.workers.of(nqn) if job.visible]
+        users = [User(UserKind.JOB, job.staging_path or nqn, f"job {job.number} {job.operation}") for job in jobs]
+        subsystem = self._core.kernel.subsystem(nqn)
+        if subsystem is None:
+            return tuple(users)
+        if not self._core.workers.idle(nqn) or self._closing:
+            return (*await all_users(self._core, subsystem, claim=False), *users)
+        # on the queue, so that the claim does not get in the way of a mount of ours
+        found: tuple[User, ...] = await self._run(
+            OperationKind.TIDY, nqn, lambda _: all_users(self._core, subsystem, claim=True), visible=False
+        )
+        return (*found, *users)
+
+    @property
+    def volumes(self) -> Mapping[str, Volume]:
+        """The staged volumes by staging path."""
+        return MappingProxyType(self._core.volumes)
+
+    def volume_state(self, staging_path: str) -> VolumeState:
+        """How a staged volume is doing right now. Raises KeyError, OSError."""
+        volume = self._core.volumes[staging_path]
+        self._core.cache.refresh()
+        return current_state(self._core.cache, self._core.kernel.subsystem(volume.nqn), volume)
+
+    def subsystems(self) -> tuple[Subsystem, ...]:
+        """Every NVMe-oF subsystem connected on the host. Raises OSError."""
+        return self._core.kernel.subsystems()
+
+    def subsystem(self, nqn: str) -> Subsystem | None:
+        """One of them. Raises OSError."""
+        return self._core.kernel.subsystem(nqn)
+
+    def owned(self, nqn: str) -> bool:
+        """Whether this daemon connected any controller of the subsystem."""
+        return nqn in self._core.ownership.nqns
+
+    def pending(self, nqn: str) -> int:
+        """How many jobs wait for the subsystem."""
+        return self._core.workers.pending(nqn)
+
+    @property
+    def jobs(self) -> Mapping[int, Job]:
+        """The jobs of clients that are queued or running, by number."""
+        return {number: job for number, job in self._core.workers.jobs.items() if job.visible}
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Monotonic counters by name."""
+        return {**self._core.counters, "cache-rebuilds": self._core.cache.rebuilds}
+
+    def host_identity(self) -> HostIdentity:
+        """Raises OSError, ValueError."""
+        return self._core.kernel.host_identity()
+
+    # ---- jobs
+
+    def _refuse_when_closing(self) -> None:
+        if self._closing:
+            raise ShuttingDown("the daemon is stopping")
+
+    async def _run(
+        self,
+        operation: OperationKind,
+        nqn: str,
+        work: Callable[[Job], Awaitable[Any]],
+        *,
+        request: StageRequest | UnstageRequest | DisconnectRequest | None = None,
+        path: str = "",
+        sender: int = 0,
+        visible: bool = True,
+    ) -> Any:
+        timeout = request.timeout if request is not None and request.timeout else self._core.config.timeout
+        job = Job(
+            operation, nqn, work, timeout=timeout, staging_path=path, sender=sender, request=request, visible=visible
+        )
+        self._core.workers.submit(job)
+        if path:
+            self._paths[path] = job
+        if visible:
+            log.info("%s: accepted from uid %d", job, sender)
+        # shielded: a client that goes away does not cancel its job
+        return await asyncio.shield(job.result)
+
+    def _finished(self, job: Job, error: NvmeofdError | None) -> None:
+        if self._paths.get(job.staging_path) is job:
+            del self._paths[job.staging_path]
+        if job.visible:
+            outcome = "succeeded" if error is None else "failed"
+            self._core.count(f"{job.operation}-{outcome}")
+            if error is not None:
+                log.warning("%s: %s: %s", job, type(error).__name__, error)
+            else:
+                log.info("%s: done", job)
+        if job.operation is not OperationKind.TIDY:
+            self._tidier.note_change()
+        self._schedule_update(devices=True)
+
+    def _clean_up(self, record: VolumeRecord) -> None:
+        job = Job(
+            OperationKind.TIDY,
+            record.nqn,
+            lambda job: clean_up(self._core, job, record),
+            timeout=self._core.config.timeout,
+            staging_path=record.staging_path,
+            visible=False,
+        )
+        self._core.workers.submit(job)
+        self._paths[record.staging_path] = job
+
+    # ---- events
+
+    def _on_event(self, event: Event) -> None:
+        self._core.count("events")
+        self._tidier.note_change()
+        if event.kind is EventKind.OVERFLOW:
+            log.warning("events were lost, rebuilding from the kernel")
+            self._core.counters["overflows"] += 1
+            try:
+                self._core.cache.rebuild()
+            except OSError as error:
+                log.error("cannot read the mount table: %s", error)
+        if event.kind is not EventKind.MOUNTS:
+            self._core.changes.announce()
+        self._schedule_update(devices=event.kind is not EventKind.MOUNTS)
+
+    def _schedule_update(self, *, devices: bool) -> None:
+        self._devices_changed = self._devices_changed or devices
+        if self._update_timer is None and not self._closing:
+            self._update_timer = asyncio.get_running_loop().call_later(COALESCE, self._update)
+
+    def _update(self) -> None:
+        """Bring the picture up to date after a burst of events."""
+        self._update_timer = None
+        devices, self._devices_changed = self._devices_changed, False
+        try:
+            mounts = self._core.cache.refresh()
+            if devices:
+                for nqn in self._core.ownership.nqns:
+                    if self._core.workers.idle(nqn):
+                        self._core.ownership.prune(nqn, self._core.kernel.subsystem(nqn))
+            if devices or mounts:
+                self._update_volumes()
+        except OSError as error:
+            # not lost: every decision reads again, and refuses what it cannot read
+            log.error("cannot bring the picture of the host up to date: %s", error)
+        if devices:
+            self._core.observer.subsystems_changed()
+        self._tidier.look()
+
+    def _update_volumes(self) -> None:
+        subsystems: dict[str, Subsystem | None] = {}
+        for volume in list(self._core.volumes.values()):
+            if volume.nqn not in subsystems:
+                subsystems[volume.nqn] = self._core.kernel.subsystem(volume.nqn)
+            state = current_state(self._core.cache, subsystems[volume.nqn], volume)
+            if state is not volume.state:
+                log.info("volume %s at %s is %s", volume.wwid, volume.staging_path, state)
+                self._core.change_volume(replace(volume, state=state))
+
+
+def _same_request(one: object, other: StageRequest | UnstageRequest | DisconnectRequest) -> bool:
+    """Whether both ask for the same; how long they would wait does not matter."""
+    return type(one) is type(other) and replace(one, timeout=None) == replace(other, timeout=None)
+
+
+def _same_namespace(one: object, other: StageRequest) -> bool:
+    return isinstance(one, StageRequest) and one.namespace == other.namespace

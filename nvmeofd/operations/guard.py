@@ -1,0 +1,233 @@
+"""The guard: nothing is disconnected unless it is proven that nothing uses it.
+
+Used alike by Unstage, by undoing and by Disconnect. What cannot be read counts as in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from nvmeofd.errors import DisconnectFailed
+from nvmeofd.kernel.interface import ClaimBusy, CommandError, DeviceChanged, ForeignMount, ProcessScan
+from nvmeofd.log import log, quoted
+from nvmeofd.model import Controller, DeviceNumber, Namespace, Step, Subsystem, User, UserKind
+
+if TYPE_CHECKING:
+    from nvmeofd.operations.core import Core
+    from nvmeofd.workers import Job
+
+# How often the guard starts again because namespaces came and went or udev had a device open. Each round waits for
+# what disturbed the one before, so this many in a row means that something is wrong, and then nothing is disconnected.
+ROUNDS = 5
+
+
+class StillUsed(Exception):
+    """Something uses the subsystem, or may do so."""
+
+    def __init__(self, users: Iterable[User]) -> None:
+        self.users = tuple(users)
+        super().__init__("; ".join(map(str, self.users)))
+
+
+async def disconnect_unused(
+    core: Core, job: Job, nqn: str, choose: Callable[[Subsystem], Sequence[Controller]]
+) -> tuple[Controller, ...]:
+    """Delete the chosen controllers of a subsystem if nothing uses any of its namespaces.
+
+    ``choose`` is asked again each time the subsystem is looked at. Returns what was deleted.
+
+    Raises:
+        StillUsed: nothing was deleted.
+        DisconnectFailed: a controller could not be deleted, or the namespaces keep changing.
+    """
+    for _ in range(ROUNDS):
+        job.enter(Step.VERIFYING)
+        subsystem = _look(core, nqn)
+        if subsystem is None or not choose(subsystem):
+            return ()
+        _stop_if_used(visible_users(core, subsystem.namespaces))
+        try:
+            async with core.kernel.claim(subsystem.namespaces):
+                scan = await _scan(core, subsystem)
+                _stop_if_used(_openers(subsystem, scan, transient=False))
+                # From here to the deletion nothing is awaited: what is decided on is what is there.
+                again = _look(core, nqn)
+                if again is not None and not scan.open_files and _same_namespaces(subsystem, again):
+                    _stop_if_used(visible_users(core, again.namespaces))
+                    return await _delete(core, job, again, choose(again))
+        except ClaimBusy as busy:
+            _stop_if_used(visible_users(core, subsystem.namespaces))
+            raise StillUsed([await _explain_claim(core, subsystem, busy.device)]) from None
+        except DeviceChanged as change:
+            log.info("%s: looking again: %s", job, change)
+        except OSError as error:
+            raise StillUsed([_unreadable(nqn, error)]) from error
+        try:
+            # a udev worker probes a device, or a namespace just came: both end by themselves
+            await core.kernel.settle()
+        except CommandError as error:
+            raise StillUsed([_unreadable(nqn, error)]) from error
+    subsystem = _look(core, nqn)
+    if subsystem is not None:
+        scan = await _scan(core, subsystem)
+        _stop_if_used(_openers(subsystem, scan, transient=True))
+    raise DisconnectFailed(f"the namespaces of {nqn} keep changing, try again later")
+
+
+def visible_users(core: Core, namespaces: Iterable[Namespace]) -> tuple[User, ...]:
+    """Mounts, block binds, holders and swap: users that can be read without opening anything.
+
+    O(users of these namespaces). What cannot be read is a user of kind claim.
+    """
+    users: list[User] = []
+    try:
+        core.cache.refresh()
+        swaps = core.kernel.swaps()
+        for namespace in namespaces:
+            for name, mount in core.cache.mounts_of(namespace):
+                users.append(User(UserKind.MOUNT, f"/dev/{name}", mount.mount_point))
+            for name, mount in core.cache.block_mounts_of(namespace):
+                users.append(User(UserKind.BLOCK_MOUNT, f"/dev/{name}", mount.mount_point))
+            for name, holder in core.kernel.holders(namespace):
+                users.append(User(UserKind.HOLDER, f"/dev/{name}", holder))
+            for device in namespace.devices:
+                users += [
+                    User(UserKind.SWAP, f"/dev/{device.name}", swap.name)
+                    for swap in swaps
+                    if swap.number == device.number
+                ]
+    except OSError as error:
+        users.append(_unreadable("the mount table, holders or swap", error))
+    return tuple(users)
+
+
+async def all_users(core: Core, subsystem: Subsystem, *, claim: bool) -> tuple[User, ...]:
+    """Everybody who uses the subsystem right now, for people to read.
+
+    ``claim``: whether to try the exclusive claim too, which a job of the same subsystem would find in its way.
+    """
+    users = list(visible_users(core, subsystem.namespaces))
+    try:
+        scan = await _scan(core, subsystem)
+        users += _openers(subsystem, scan, transient=True)
+        if claim:
+            explained = {user.device for user in users if user.kind is not UserKind.OPEN}
+            for namespace in subsystem.namespaces:
+                if explained.isdisjoint(f"/dev/{device.name}" for device in namespace.devices):
+                    try:
+                        async with core.kernel.claim([namespace]):
+                            pass
+                    except ClaimBusy as busy:
+                        users.append(_claimed(subsystem, busy.device, scan))
+    except (OSError, DeviceChanged) as error:
+        users.append(_unreadable(subsystem.nqn, error))
+    return tuple(users)
+
+
+def _look(core: Core, nqn: str) -> Subsystem | None:
+    try:
+        return core.kernel.subsystem(nqn)
+    except OSError as error:
+        raise StillUsed([_unreadable(nqn, error)]) from error
+
+
+def _stop_if_used(users: Sequence[User]) -> None:
+    if users:
+        raise StillUsed(users)
+
+
+def _same_namespaces(before: Subsystem, now: Subsystem) -> bool:
+    if len(before.namespaces) != len(now.namespaces):
+        return False
+    return all(
+        any(old.same_incarnation(new) and old.devices == new.devices for new in now.namespaces)
+        for old in before.namespaces
+    )
+
+
+async def _delete(core: Core, job: Job, subsystem: Subsystem, chosen: Sequence[Controller]) -> tuple[Controller, ...]:
+    names = ", ".join(controller.name for controller in chosen)
+    job.enter(Step.DISCONNECTING, names)
+    log.info("%s: deleting %s of %s", job, names, subsystem.nqn)
+    # every one is tried, and all are waited for: half a disconnect is worse to explain than a slow one
+    results = await asyncio.gather(*map(core.kernel.delete_controller, chosen), return_exceptions=True)
+    left = _look(core, subsystem.nqn)
+    present = {controller.instance for controller in left.controllers} if left else set()
+    core.ownership.prune(subsystem.nqn, left)
+    failed = [
+        f"{controller.name}: {result}" if isinstance(result, BaseException) else f"{controller.name}: still there"
+        for controller, result in zip(chosen, results, strict=True)
+        if controller.instance in present
+    ]
+    for result in results:
+        if isinstance(result, asyncio.CancelledError) and failed:
+            raise result
+    if failed:
+        raise DisconnectFailed(f"not deleted: {'; '.join(failed)}")
+    core.count("disconnects-done")
+    return tuple(chosen)
+
+
+async def _scan(core: Core, subsystem: Subsystem) -> ProcessScan:
+    return await core.kernel.scan_processes(
+        _numbers(subsystem), [device.name for ns in subsystem.namespaces for device in ns.devices]
+    )
+
+
+def _numbers(subsystem: Subsystem) -> dict[DeviceNumber, str]:
+    numbers = {}
+    for namespace in subsystem.namespaces:
+        for device in namespace.devices:
+            numbers[device.number] = f"/dev/{device.name}"
+        if namespace.generic is not None:
+            numbers[namespace.generic] = namespace.path
+    return numbers
+
+
+def _openers(subsystem: Subsystem, scan: ProcessScan, *, transient: bool) -> list[User]:
+    """Users found among the processes. With ``transient`` false, those that end by themselves are left out."""
+    names = _numbers(subsystem)
+    users = [
+        User(UserKind.OPEN, names[found.number], f"pid {found.pid} {quoted(found.command)}")
+        for found in scan.open_files
+        if transient or not found.transient
+    ]
+    users += [
+        User(UserKind.OPEN, subsystem.name, f"pid {pid}: its open files cannot be read") for pid in scan.unreadable
+    ]
+    # a device node bound in another mount namespace: the claim does not see it, unlike a filesystem mounted there
+    nodes = {device.name: f"/dev/{device.name}" for ns in subsystem.namespaces for device in ns.devices}
+    for foreign in scan.foreign_mounts:
+        node = foreign.mount.root.removeprefix("/")
+        if foreign.mount.fstype == "devtmpfs" and node in nodes:
+            users.append(User(UserKind.BLOCK_MOUNT, nodes[node], _elsewhere(foreign)))
+    return users
+
+
+async def _explain_claim(core: Core, subsystem: Subsystem, device: str) -> User:
+    try:
+        return _claimed(subsystem, device, await _scan(core, subsystem))
+    except OSError:
+        return User(UserKind.CLAIM, device, "in exclusive use")
+
+
+def _claimed(subsystem: Subsystem, device: str, scan: ProcessScan) -> User:
+    namespace = next((ns for ns in subsystem.namespaces if device in (ns.path, ns.name)), None)
+    for foreign in scan.foreign_mounts:
+        if namespace is not None and _is_on(foreign.mount.number, foreign.mount.source, namespace):
+            return User(UserKind.CLAIM, device, f"mounted at {_elsewhere(foreign)}")
+    return User(UserKind.CLAIM, device, "in exclusive use, perhaps mounted in another mount namespace")
+
+
+def _elsewhere(foreign: ForeignMount) -> str:
+    return f"{foreign.mount.mount_point} in the mount namespace of pid {foreign.pid} {quoted(foreign.command)}"
+
+
+def _is_on(number: DeviceNumber, source: str, namespace: Namespace) -> bool:
+    return any(number == device.number or source == f"/dev/{device.name}" for device in namespace.devices)
+
+
+def _unreadable(what: str, error: Exception) -> User:
+    return User(UserKind.CLAIM, what, f"cannot tell, so it counts as in use: {error}")

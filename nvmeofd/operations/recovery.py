@@ -1,0 +1,65 @@
+"""Start-up: what the journal tells of an earlier life, held against what the kernel shows.
+
+Staged volumes are found again at once. Half-done work is classified at once too, and finished or undone by a job on
+the queue of its subsystem, so that a stuck device does not hold up the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nvmeofd.journal import Phase, VolumeRecord
+from nvmeofd.log import log, quoted
+from nvmeofd.operations.unstage import own_mount
+from nvmeofd.operations.volumes import current_state
+
+if TYPE_CHECKING:
+    from nvmeofd.operations.core import Core
+    from nvmeofd.workers import Job
+
+
+def recover(core: Core) -> tuple[VolumeRecord, ...]:
+    """Take over what is there. Returns the records that :func:`clean_up` has to be run for.
+
+    Raises:
+        OSError: the journal, sysfs or the mount table cannot be read; then nothing can be decided safely.
+    """
+    core.journal.load()
+    for nqn in core.ownership.nqns:
+        subsystem = core.kernel.subsystem(nqn)
+        core.ownership.adopt(nqn, subsystem)
+        core.ownership.prune(nqn, subsystem)
+    return tuple(record for record in list(core.journal.volumes.values()) if not _take_over(core, record))
+
+
+def _take_over(core: Core, record: VolumeRecord) -> bool:
+    """Whether the record is a staged volume (again)."""
+    path, volume = record.staging_path, record.volume
+    if volume is None:
+        return False
+    mounted = own_mount(core, volume) is not None
+    if record.phase is not Phase.STAGED:
+        if not mounted:
+            return False
+        # the mount was made just before the stop, or not removed before it: either way it is there now
+        core.journal.put_volume(replace(record, phase=Phase.STAGED))
+    state = current_state(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    core.add_volume(replace(volume, state=state))
+    log.info("found %s of %s at %s again: %s", volume.wwid, quoted(volume.nqn), quoted(path), state)
+    return True
+
+
+async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
+    """Undo a Stage, or finish an Unstage, that was cut short: the mount is not there."""
+    path = record.staging_path
+    if core.journal.volumes.get(path) != record:
+        return  # staged anew since
+    core.cache.refresh()
+    if record.creates_path and not core.cache.mounts_at(path):
+        try:
+            await core.kernel.remove_path(path, record.type)
+        except OSError as error:
+            log.warning("%s: cannot remove the staging path: %s", job, error)
+    core.journal.drop_volume(path)
+    log.info("%s: cleared what was half done in phase %s", job, record.phase)

@@ -1,0 +1,118 @@
+"""Deferred disconnects: what this daemon connected and nothing uses any more is disconnected.
+
+After every relevant event, and every 30 seconds while there is such a subsystem, because some users (a process with
+the device open, a mount in another mount namespace) leave without an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nvmeofd.errors import NvmeofdError
+from nvmeofd.log import log
+from nvmeofd.model import OperationKind, VolumeState
+from nvmeofd.operations.guard import visible_users
+from nvmeofd.operations.unstage import disconnect_owned
+from nvmeofd.workers import Job
+
+if TYPE_CHECKING:
+    from nvmeofd.operations.core import Core
+
+PERIOD = 30.0  # seconds
+# A volume whose mount somebody else removed may be mounted back by the same somebody (umount, fsck, mount). Only
+# after this many seconds does the subsystem count as left behind.
+GRACE = 10.0
+# An attempt costs a look at all processes: not more often than this, whatever events come.
+MIN_INTERVAL = 0.5
+
+
+class Tidier:
+    """Looks for owned subsystems that nothing uses."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost_since: dict[str, float] = {}  # NQN → when its only volumes were first seen lost
+        self._tried: dict[str, tuple[float, int]] = {}  # NQN → last attempt: when, and after which change
+        self._change = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def note_change(self) -> None:
+        """Something happened on the host: what was found in use before may be unused now."""
+        self._change += 1
+
+    def look(self) -> None:
+        """Queue a disconnect for each subsystem that seems unused, and come back for those that do not yet."""
+        if self._stopped:
+            return
+        now = asyncio.get_running_loop().time()
+        again: list[float] = []
+        candidates = [nqn for nqn in self._core.ownership.nqns if self._left_behind(nqn)]
+        self._lost_since = {nqn: since for nqn, since in self._lost_since.items() if nqn in candidates}
+        self._tried = {nqn: tried for nqn, tried in self._tried.items() if nqn in self._core.ownership.nqns}
+        for nqn in candidates:
+            due = self._due(nqn, now)
+            if now < due:
+                again.append(due)
+                continue
+            again.append(now + PERIOD)
+            if self._seems_unused(nqn):
+                self._tried[nqn] = (now, self._change)
+                self._submit(nqn)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if again:
+            self._timer = asyncio.get_running_loop().call_at(min(again), self.look)
+
+    def _left_behind(self, nqn: str) -> bool:
+        """Whether nothing that the daemon knows of needs the subsystem."""
+        return (
+            self._core.workers.idle(nqn)
+            and not self._core.ownership.keeps(nqn)
+            and not any(v.nqn == nqn and v.state is not VolumeState.LOST for v in self._core.volumes.values())
+        )
+
+    def _due(self, nqn: str, now: float) -> float:
+        due = now
+        if self._has_lost_volumes(nqn):
+            due = self._lost_since.setdefault(nqn, now) + GRACE
+        else:
+            self._lost_since.pop(nqn, None)
+        if nqn in self._tried:
+            tried, change = self._tried[nqn]
+            due = max(due, tried + (PERIOD if change == self._change else MIN_INTERVAL))
+        return due
+
+    def _has_lost_volumes(self, nqn: str) -> bool:
+        return any(volume.nqn == nqn for volume in self._core.volumes.values())
+
+    def _seems_unused(self, nqn: str) -> bool:
+        try:
+            subsystem = self._core.kernel.subsystem(nqn)
+            if subsystem is None or not self._core.ownership.owned(subsystem):
+                self._core.ownership.prune(nqn, subsystem)
+                return False
+            return not visible_users(self._core, subsystem.namespaces)
+        except OSError as error:
+            log.warning("cannot tell whether %s is used: %s", nqn, error)
+            return False
+
+    def _submit(self, nqn: str) -> None:
+        job = Job(
+            OperationKind.TIDY,
+            nqn,
+            lambda job: disconnect_owned(self._core, job, nqn),
+            timeout=self._core.config.timeout,
+            visible=False,
+        )
+        try:
+            self._core.workers.submit(job)
+        except NvmeofdError as error:
+            log.info("not disconnecting %s now: %s", nqn, error)

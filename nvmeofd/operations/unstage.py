@@ -1,0 +1,137 @@
+"""Unstage: unmount, and disconnect when nothing on the host uses the subsystem any more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nvmeofd.errors import DisconnectFailed, NotStaged, UnmountFailed
+from nvmeofd.journal import Phase
+from nvmeofd.kernel.interface import CommandError, DeviceChanged
+from nvmeofd.log import log
+from nvmeofd.model import Step
+from nvmeofd.operations.guard import StillUsed, disconnect_unused
+from nvmeofd.operations.volumes import Volume, find_mount, find_namespace, stale_mounts
+
+if TYPE_CHECKING:
+    from nvmeofd.kernel.interface import Mount
+    from nvmeofd.operations.core import Core
+    from nvmeofd.requests import UnstageRequest
+    from nvmeofd.workers import Job
+
+
+async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
+    """Do one Unstage. Returns whether the subsystem is no longer connected.
+
+    Raises:
+        NotStaged: something else is mounted at the path.
+        UnmountFailed: everything is as it was.
+    """
+    path = request.staging_path
+    core.cache.refresh()
+    volume = core.volumes.get(path)
+    if volume is None:
+        not_staged_here(core, path)
+        return core.kernel.subsystem(job.nqn) is None
+    mounts = core.cache.mounts_at(path)
+    own = own_mount(core, volume)
+    if mounts and own is None:
+        raise NotStaged(f"{path}: {mounts[-1].source} ({mounts[-1].fstype}) is mounted there, not by this daemon")
+    if own is not None and own is not mounts[-1]:
+        raise UnmountFailed(f"{path}: another mount ({mounts[-1].source}) covers the volume; unmount that first")
+    if own is not None:
+        await _unmount(core, job, volume)
+    await forget(core, job, volume)
+    if request.keep_connected:
+        core.ownership.set_keep(volume.nqn, True)
+        return core.kernel.subsystem(volume.nqn) is None
+    return await disconnect_owned(core, job, volume.nqn)
+
+
+def not_staged_here(core: Core, path: str) -> None:
+    """For a path without a volume: fine if nothing is mounted there. Raises NotStaged."""
+    if mounts := core.cache.mounts_at(path):
+        raise NotStaged(f"{path}: {mounts[-1].source} ({mounts[-1].fstype}) is mounted there, not by this daemon")
+
+
+def own_mount(core: Core, volume: Volume) -> Mount | None:
+    """The volume's mount, also when its device went away under it."""
+    mount = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    if mount is not None:
+        return mount
+    for subsystem in core.kernel.subsystems():
+        for namespace in subsystem.namespaces:
+            if namespace.number == volume.number and namespace.diskseq != volume.diskseq:
+                return None  # the number has passed to another disk: what is mounted there is not the volume
+    stale = stale_mounts(core.cache, volume)
+    return stale[-1] if stale else None
+
+
+async def forget(core: Core, job: Job, volume: Volume) -> None:
+    """Remove what Stage created, now that nothing is mounted there, and the volume itself."""
+    path = volume.staging_path
+    if volume.created_path and not core.cache.mounts_at(path):
+        try:
+            await core.kernel.remove_path(path, volume.type)
+        except OSError as error:
+            # somebody put something there since: it is theirs now
+            log.warning("%s: cannot remove the staging path: %s", job, error)
+    if volume.read_only:
+        await _make_writable(core, job, volume)
+    core.journal.drop_volume(path)
+    core.remove_volume(path)
+    log.info("%s: unstaged %s", job, volume.wwid)
+
+
+async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
+    """Disconnect the controllers of this daemon if nothing uses the subsystem; never an error.
+
+    Returns whether the subsystem is no longer connected. What had to be skipped is looked at again later.
+    """
+    if core.workers.stage_waiting(nqn):
+        return False
+    try:
+        await disconnect_unused(core, job, nqn, core.ownership.owned)
+    except StillUsed as used:
+        core.count("disconnects-deferred")
+        log.info("%s: %s stays connected while it is used: %s", job, nqn, used)
+    except DisconnectFailed as error:
+        core.count("disconnects-failed")
+        log.warning("%s: %s", job, error)
+    subsystem = core.kernel.subsystem(nqn)
+    return subsystem is None or not subsystem.controllers
+
+
+async def _unmount(core: Core, job: Job, volume: Volume) -> None:
+    path = volume.staging_path
+    job.enter(Step.UNMOUNTING, path)
+    core.journal.set_phase(path, Phase.UNSTAGING)
+    try:
+        await core.kernel.unmount(path)
+    except CommandError as error:
+        core.cache.refresh()
+        if own_mount(core, volume) is not None:
+            core.journal.set_phase(path, Phase.STAGED)
+            raise UnmountFailed(f"{path}: {error}") from error
+        log.warning("%s: umount said %s, but the mount is gone", job, error)
+    except asyncio.CancelledError:
+        # umount(8) was killed, but the kernel may have finished its part: then so must the rest
+        core.cache.refresh()
+        if own_mount(core, volume) is None:
+            job.roll_back()
+            await forget(core, job, volume)
+        else:
+            core.journal.set_phase(path, Phase.STAGED)
+        raise
+    core.cache.refresh()
+
+
+async def _make_writable(core: Core, job: Job, volume: Volume) -> None:
+    namespace = find_namespace(core.kernel.subsystem(volume.nqn), volume)
+    if namespace is None:
+        return
+    try:
+        async with core.kernel.lock_device(namespace, read_only=True) as device:
+            await device.set_read_only(False)
+    except (OSError, DeviceChanged) as error:
+        log.warning("%s: cannot make %s writable again: %s", job, volume.device, error)

@@ -1,0 +1,327 @@
+"""One queue per subsystem: jobs, their steps and their deadlines.
+
+Jobs of one subsystem run one after the other, jobs of different subsystems side by side. A queue is made with its
+first job and gone after its last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from nvmeofd.errors import Busy, Cancelled, Failed, NvmeofdError, ShuttingDown, Timeout
+from nvmeofd.log import log, quoted
+from nvmeofd.model import OperationKind, Step
+
+if TYPE_CHECKING:
+    from nvmeofd.operations.observer import Observer
+
+# A quarter of the time, at most this many seconds, is kept back for undoing, so that the usual failure is undone by
+# the time the caller hears of it.
+ROLLBACK_RESERVE = 10.0
+
+
+def now_us() -> int:
+    """Realtime clock, microseconds."""
+    return time.time_ns() // 1000
+
+
+class Job:
+    """One accepted piece of work on one subsystem.
+
+    The caller's answer (:attr:`result`) and the work are two things: at the deadline the caller gets its Timeout even
+    if the kernel still holds the work, and the queue waits until the work has really ended.
+    """
+
+    def __init__(
+        self,
+        operation: OperationKind,
+        nqn: str,
+        work: Callable[[Job], Awaitable[Any]],
+        *,
+        timeout: float,
+        staging_path: str = "",
+        sender: int = 0,
+        request: object = None,
+        visible: bool = True,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.number = 0  # given at admission
+        self.operation = operation
+        self.nqn = nqn
+        self.staging_path = staging_path
+        self.sender = sender
+        self.request = request
+        self.visible = visible
+        self.queued_at = now_us()
+        self.started_at = 0
+        self.step = Step.QUEUED
+        self.detail = ""  # what the current step is about, for messages
+        self.leftovers: list[str] = []  # undos that failed, for the message of the error
+        reserve = min(ROLLBACK_RESERVE, timeout / 4)
+        self.timeout = timeout
+        self.deadline = loop.time() + timeout
+        self.soft_deadline = self.deadline - reserve
+        self.result: asyncio.Future[Any] = loop.create_future()
+        # nobody may be left to ask for it (the client went away)
+        self.result.add_done_callback(_retrieve)
+        self._work = work
+        self._task: asyncio.Task[Any] | None = None
+        self._stop_reason: NvmeofdError | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        self._on_step: Callable[[Job], None] = lambda _: None
+        self._on_dequeue: Callable[[Job, NvmeofdError], None] = lambda _, __: None
+
+    def __str__(self) -> str:
+        where = f" {quoted(self.staging_path)}" if self.staging_path else ""
+        return f"job {self.number} {self.operation} {quoted(self.nqn)}{where}"
+
+    @property
+    def started(self) -> bool:
+        return self._task is not None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the work was told to stop (deadline or Cancel)."""
+        return self._stop_reason is not None
+
+    def enter(self, step: Step, detail: str = "") -> None:
+        """Begin a step. Raises CancelledError when the job was told to stop.
+
+        While undoing, the step stays ROLLING_BACK whatever is done for it, and nothing is raised.
+        """
+        self.checkpoint()
+        self.detail = detail
+        if step is not self.step and self.step is not Step.ROLLING_BACK:
+            self.step = step
+            self._on_step(self)
+
+    def roll_back(self) -> None:
+        """Begin to undo: from here on the job is not to be stopped."""
+        if self.step is not Step.ROLLING_BACK:
+            self.step = Step.ROLLING_BACK
+            self._on_step(self)
+
+    def checkpoint(self) -> None:
+        """Raise CancelledError when the job was told to stop.
+
+        For use after a call that finished its side effect although it was cancelled.
+        """
+        if self._stop_reason is not None and self.step is not Step.ROLLING_BACK:
+            raise asyncio.CancelledError
+
+    def cancel(self) -> None:
+        """Ask the job to stop. It is undone, and its caller gets Cancelled. No effect once it is stopping or done."""
+        self._stop(Cancelled(f"cancelled in step {self.step}"))
+
+    # ---- for the queue
+
+    def arm(self, on_step: Callable[[Job], None], on_dequeue: Callable[[Job, NvmeofdError], None]) -> None:
+        """Start the clocks. ``on_dequeue`` is called when the job ends before its work began."""
+        loop = asyncio.get_running_loop()
+        self._on_step, self._on_dequeue = on_step, on_dequeue
+        self._timers = [
+            loop.call_at(self.soft_deadline, self._soft_timeout),
+            loop.call_at(self.deadline, self._hard_timeout),
+        ]
+
+    def stop_if_queued(self, reason: NvmeofdError) -> None:
+        """End the job with ``reason`` if its work has not begun."""
+        if not self.started:
+            self._stop(reason)
+
+    async def run(self) -> NvmeofdError | None:
+        """Do the work to its real end and return the error it ended with, which the caller has got too."""
+        self.started_at = now_us()
+        self._task = asyncio.ensure_future(self._work(self))
+        error: NvmeofdError | None = None
+        value: Any = None
+        try:
+            # wait() and not await: when the queue itself is cancelled the work is not, the daemon closes around it
+            await asyncio.wait([self._task])
+            value = self._task.result()
+        except asyncio.CancelledError:
+            if not self._task.done():
+                self._task.cancel()
+                raise
+            error = self._stop_reason or Failed("the work was cancelled")
+        except NvmeofdError as exception:
+            error = exception
+        except OSError as exception:
+            log.error("%s: step %s: %s", self, self.step, exception)
+            error = Failed(f"step {self.step}: {exception}")
+        except Exception:  # noqa: BLE001 - the caller gets an answer and the queue goes on, whatever is wrong
+            log.exception("%s: unexpected error in step %s", self, self.step)
+            error = Failed(f"internal error in step {self.step}, see the log of the daemon")
+        finally:
+            self._disarm()
+        if error is not None and self.leftovers:
+            error = type(error)(f"{error}; not undone: {'; '.join(self.leftovers)}")
+        if not self.result.done():
+            if error is None:
+                self.result.set_result(value)
+            else:
+                self.result.set_exception(error)
+        elif error is None and (late := self.result.exception()) is not None:
+            # the caller was told Timeout, then the kernel came back and the work succeeded after all
+            log.warning("%s: succeeded after its caller was told: %s", self, late)
+        return error
+
+    def _soft_timeout(self) -> None:
+        if self.started:
+            self._stop(Timeout(f"the deadline of {self.timeout:g} s passed in step {self._where()}"))
+
+    def _hard_timeout(self) -> None:
+        if not self.started:
+            self._stop(Timeout(f"the deadline of {self.timeout:g} s passed in step queued"))
+        elif not self.result.done():
+            reason = self._stop_reason or Timeout(f"the deadline of {self.timeout:g} s passed")
+            self.result.set_exception(type(reason)(f"{reason}; still running: {self._where()}"))
+
+    def _where(self) -> str:
+        return f"{self.step} ({self.detail})" if self.detail else str(self.step)
+
+    def _stop(self, reason: NvmeofdError) -> None:
+        if self._stop_reason is not None or self.result.done():
+            return
+        self._stop_reason = reason
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._disarm()
+            self.result.set_exception(reason)
+            self._on_dequeue(self, reason)
+
+    def _disarm(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers = []
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+class _Queue:
+    def __init__(self) -> None:
+        self.waiting: deque[Job] = deque()
+        self.running: Job | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Workers:
+    """All queues. Bounded: at most ``queue_limit`` jobs wait for one subsystem and ``total_limit`` for all."""
+
+    def __init__(self, observer: Observer, *, queue_limit: int, total_limit: int) -> None:
+        self._observer = observer
+        self._queue_limit = queue_limit
+        self._total_limit = total_limit
+        self._queues: dict[str, _Queue] = {}
+        self._jobs: dict[int, Job] = {}
+        self._last_number = 0
+        self._closing = False
+        self._on_finished: list[Callable[[Job, NvmeofdError | None], None]] = []
+
+    @property
+    def jobs(self) -> Mapping[int, Job]:
+        """All jobs queued or running, by number, those of the daemon itself included."""
+        return MappingProxyType(self._jobs)
+
+    def on_finished(self, callback: Callable[[Job, NvmeofdError | None], None]) -> None:
+        """Call back after each job, before the observer is told and before the next job of the queue starts."""
+        self._on_finished.append(callback)
+
+    def pending(self, nqn: str) -> int:
+        """How many jobs wait for this subsystem."""
+        queue = self._queues.get(nqn)
+        return len(queue.waiting) if queue else 0
+
+    def idle(self, nqn: str) -> bool:
+        """Whether nothing waits or runs for this subsystem."""
+        return nqn not in self._queues
+
+    def of(self, nqn: str) -> tuple[Job, ...]:
+        """The jobs of one subsystem, the running one first."""
+        queue = self._queues.get(nqn)
+        if queue is None:
+            return ()
+        return (*((queue.running,) if queue.running else ()), *queue.waiting)
+
+    def stage_waiting(self, nqn: str) -> bool:
+        """Whether a Stage waits for this subsystem, so that disconnecting now would only be undone by it."""
+        queue = self._queues.get(nqn)
+        return queue is not None and any(job.operation is OperationKind.STAGE for job in queue.waiting)
+
+    def submit(self, job: Job) -> None:
+        """Admit a job.
+
+        Raises:
+            ShuttingDown: no new work is taken.
+            Busy: the queue of the subsystem, or the daemon, has as much work as it may hold.
+        """
+        if self._closing:
+            raise ShuttingDown("the daemon is stopping")
+        queue = self._queues.get(job.nqn)
+        if queue is not None and len(queue.waiting) >= self._queue_limit:
+            raise Busy(f"{len(queue.waiting)} jobs already wait for {job.nqn}")
+        if len(self._jobs) >= self._total_limit:
+            raise Busy(f"{len(self._jobs)} jobs are already queued")
+        if queue is None:
+            queue = self._queues[job.nqn] = _Queue()
+        self._last_number += 1
+        job.number = self._last_number
+        self._jobs[job.number] = job
+        queue.waiting.append(job)
+        job.arm(self._stepped, self._dequeued)
+        if job.visible:
+            self._observer.job_added(job)
+        if queue.task is None:
+            queue.task = asyncio.ensure_future(self._work_off(job.nqn, queue))
+
+    async def drain(self) -> None:
+        """Take no new jobs, end those that have not begun with ShuttingDown, and wait for the running ones."""
+        self._closing = True
+        for job in list(self._jobs.values()):
+            job.stop_if_queued(ShuttingDown("the daemon is stopping"))
+        while tasks := [queue.task for queue in self._queues.values() if queue.task]:
+            await asyncio.wait(tasks)
+
+    async def abandon(self) -> None:
+        """Stop waiting for the queues. What runs is cancelled and waited for as long as the kernel takes."""
+        self._closing = True
+        tasks = [queue.task for queue in self._queues.values() if queue.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work_off(self, nqn: str, queue: _Queue) -> None:
+        try:
+            while queue.waiting:
+                job = queue.running = queue.waiting.popleft()
+                error = await job.run()
+                queue.running = None
+                self._finish(job, error)
+        finally:
+            del self._queues[nqn]
+
+    def _finish(self, job: Job, error: NvmeofdError | None) -> None:
+        del self._jobs[job.number]
+        for callback in self._on_finished:
+            callback(job, error)
+        if job.visible:
+            self._observer.job_finished(job, error)
+
+    def _stepped(self, job: Job) -> None:
+        if job.visible:
+            self._observer.job_changed(job)
+
+    def _dequeued(self, job: Job, error: NvmeofdError) -> None:
+        queue = self._queues.get(job.nqn)
+        if queue is not None and job in queue.waiting:
+            queue.waiting.remove(job)
+        self._finish(job, error)
