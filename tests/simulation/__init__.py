@@ -1,0 +1,1 @@
+"""A simulated kernel and clock, and the daemon's core on them."""

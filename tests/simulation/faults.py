@@ -1,0 +1,139 @@
+"""What goes wrong, and when: a plan that every call of a simulated kernel consults.
+
+Each call passes two points: ``before`` its side effect and ``after`` it. A rule applies at one of them, to calls of one
+name (``*`` for all) whose detail (device, address, path) contains a text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Gate:
+    """Holds a call until :meth:`release`, as a kernel that never comes back does."""
+
+    def __init__(self) -> None:
+        self._open = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self.entered = 0
+
+    async def wait(self) -> None:
+        self.entered += 1
+        while not self._open:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def release(self) -> None:
+        self._open = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+
+@dataclass(slots=True, kw_only=True)
+class Rule:
+    call: str
+    detail: str
+    after: bool
+    skip: int
+    times: int
+    error: Exception | None = None
+    seconds: float = 0.0
+    gate: Gate | None = None
+    action: Callable[[], object] | None = None
+    crash: bool = False
+
+
+@dataclass(slots=True)
+class EventFaults:
+    """Probabilities for each event; ``delay`` is the longest in seconds."""
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+    overflow: float = 0.0
+
+
+@dataclass
+class FaultPlan:
+    """Rules for the calls of one handle. ``yields``: the most turns of the event loop a call takes at each point."""
+
+    seed: int = 0
+    yields: int = 2
+    events: EventFaults = field(default_factory=EventFaults)
+    rules: list[Rule] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    points: int = 0  # how many points were passed so far
+    crash_at: int | None = None  # kill the process at this point
+    trace: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+
+    def _add(self, call: str, detail: str, after: bool, skip: int, times: int, **what: Any) -> None:
+        self.rules.append(Rule(call=call, detail=detail, after=after, skip=skip, times=times, **what))
+
+    def fail(
+        self, call: str, error: Exception, *, detail: str = "", after: bool = False, skip: int = 0, times: int = 1
+    ) -> None:
+        """Raise ``error``; with ``after`` the side effect has happened all the same. Works for plain reads, too."""
+        self._add(call, detail, after, skip, times, error=error)
+
+    def delay(
+        self, call: str, seconds: float, *, detail: str = "", after: bool = False, skip: int = 0, times: int = 1
+    ) -> None:
+        """Let the call take time."""
+        self._add(call, detail, after, skip, times, seconds=seconds)
+
+    def hang(self, call: str, *, detail: str = "", after: bool = False, skip: int = 0, times: int = 1) -> Gate:
+        """Let the call hang in the kernel until the gate is released; not even killing its process ends it before."""
+        gate = Gate()
+        self._add(call, detail, after, skip, times, gate=gate)
+        return gate
+
+    def hook(
+        self,
+        call: str,
+        action: Callable[[], object],
+        *,
+        detail: str = "",
+        after: bool = False,
+        skip: int = 0,
+        times: int = 1,
+    ) -> None:
+        """Let somebody else act at this very moment. Works for plain reads, too."""
+        self._add(call, detail, after, skip, times, action=action)
+
+    def crash(self, call: str, *, detail: str = "", after: bool = False, skip: int = 0) -> None:
+        """Kill the process there."""
+        self._add(call, detail, after, skip, 1, crash=True)
+
+    def matching(self, call: str, detail: str, *, after: bool) -> list[Rule]:
+        """The rules that apply to this point, used up by one."""
+        found = []
+        for rule in list(self.rules):
+            if rule.call not in ("*", call) or rule.after is not after or rule.detail not in detail:
+                continue
+            if rule.skip > 0:
+                rule.skip -= 1
+                continue
+            rule.times -= 1
+            if rule.times <= 0:
+                self.rules.remove(rule)
+            found.append(rule)
+        return found
+
+    def passes(self, call: str, detail: str, *, after: bool) -> bool:
+        """Count a point; return whether the process dies here."""
+        if not after:
+            self.calls[call] += 1
+        self.trace.append(f"{call}{'>' if after else '<'} {detail}".rstrip())
+        self.points += 1
+        return self.crash_at == self.points

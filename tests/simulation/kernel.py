@@ -1,0 +1,442 @@
+"""One process lifetime's view of the simulated world: implements :class:`nvmeofd.kernel.interface.Kernel`.
+
+``SimKernel(world)`` is a daemon that just started; ``kill()`` ends it as SIGKILL does, and another ``SimKernel`` on the
+same world is the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from nvmeofd.kernel.interface import (
+    ClaimBusy,
+    CommandError,
+    ConnectError,
+    ConnectParameters,
+    DeviceChanged,
+    Event,
+    EventKind,
+    ForeignMount,
+    LockedDevice,
+    OpenFile,
+    PathKind,
+    ProcessScan,
+    StagingPathError,
+    Swap,
+)
+from nvmeofd.model import (
+    Address,
+    Controller,
+    DeviceNumber,
+    HostIdentity,
+    Namespace,
+    Subsystem,
+    VolumeType,
+)
+from tests.simulation.device import SimLockedDevice
+from tests.simulation.faults import FaultPlan
+from tests.simulation.files import Node
+from tests.simulation.guardian import CLAIM, MOUNTS, PROCESSES, Guardian, looked
+from tests.simulation.process import Calls
+from tests.simulation.state import SimController, SimHead, SimMount
+from tests.simulation.world import SimWorld
+
+OWNER = "nvmeofd"
+
+
+class SimKernel(Calls):
+    """The kernel as one daemon process sees it."""
+
+    def __init__(self, world: SimWorld, faults: FaultPlan | None = None) -> None:
+        super().__init__(world, faults or FaultPlan(world.rng.randrange(1 << 30)))
+        self.claims: list[SimHead] = []
+        self.opened: list[SimHead] = []  # held open (claims and locks)
+        self.guardian = Guardian(self)
+        self._locks: list[SimHead] = []
+        self._generation = -1
+        self._callbacks: list[Callable[[Event], None]] = []
+        world.handles.append(self)
+
+    def _died(self) -> None:
+        self.claims.clear()
+        self.opened.clear()
+        self._locks.clear()
+        self._callbacks.clear()
+        if self in self.world.handles:
+            self.world.handles.remove(self)
+        self.world.released()
+
+    # ---- host
+
+    def host_identity(self) -> HostIdentity:
+        self.read("host_identity")
+        return self.world.host
+
+    def multipath(self) -> bool:
+        self.read("multipath")
+        return self.world.multipath
+
+    def mkfs_supported(self, fstype: str) -> bool:
+        return fstype in self.world.mkfs_types
+
+    # ---- subsystems
+
+    def subsystems(self) -> tuple[Subsystem, ...]:
+        self.read("subsystems")
+        found = [s.snapshot() for s in self.world.fabric.subsystems if s.controllers or s.heads]
+        for subsystem in found:
+            looked(subsystem.nqn, self.world.tick())
+        return tuple(found)
+
+    def subsystem(self, nqn: str) -> Subsystem | None:
+        self.read("subsystem", nqn)
+        looked(nqn, self.world.tick())
+        subsystem = self.world.fabric.subsystem(nqn)
+        return subsystem.snapshot() if subsystem and (subsystem.controllers or subsystem.heads) else None
+
+    def holders(self, namespace: Namespace) -> tuple[tuple[str, str], ...]:
+        self.read("holders", namespace.path)
+        head = self._head(namespace)
+        return tuple((h.device, h.name) for h in self.world.holders if h.head is head and head is not None)
+
+    def swaps(self) -> tuple[Swap, ...]:
+        self.read("swaps")
+        return tuple(Swap(f"/dev/{swap.device.name}", swap.device.number) for swap in self.world.swaps)
+
+    def device_number(self, path: str) -> DeviceNumber | None:
+        self.check_alive()
+        for subsystem in self.world.fabric.subsystems:
+            for head in subsystem.heads:
+                for device in head.devices:
+                    if path == f"/dev/{device.name}":
+                        return device.number
+        return None
+
+    def btrfs_siblings(self, device: str) -> frozenset[str]:
+        self.check_alive()
+        heads = [h for s in self.world.fabric.subsystems for h in s.heads]
+        own = next((h for h in heads if any(d.name == device for d in h.devices)), None)
+        if own is None:
+            return frozenset()
+        family = [h for h in heads if h is own or (own.disk.btrfs_group and h.disk.btrfs_group == own.disk.btrfs_group)]
+        mounted = any(m.fstype == "btrfs" for h in family for m in self.world.mounts.of(h))
+        return frozenset(h.name for h in family) if mounted else frozenset()
+
+    async def rescan(self, controller: Controller) -> None:
+        def effect() -> None:
+            self.world.fabric.scan(self._controller(controller))
+
+        await self.call("rescan", effect, detail=controller.name)
+
+    # ---- mount table
+
+    def mounts_changed(self) -> bool:
+        self.read("mounts_changed")
+        changed = self.world.mounts.generation != self._generation
+        self._generation = self.world.mounts.generation
+        looked(MOUNTS, self.world.tick())
+        return changed
+
+    def mount_lines(self) -> tuple[bytes, ...]:
+        self.read("mount_lines")
+        looked(MOUNTS, self.world.tick())
+        return self.world.mounts.host_lines()
+
+    # ---- connections
+
+    async def resolve(self, address: Address) -> tuple[Address, ...]:
+        def effect() -> tuple[Address, ...]:
+            if not address.needs_resolving:
+                return (address,)
+            if address.host not in self.world.dns:
+                raise ConnectError(113, f"{address.host}: Name or service not known")
+            return tuple(
+                Address(address.transport, host, address.port, address.host_traddr, address.host_iface)
+                for host in self.world.dns[address.host]
+            )
+
+        return await self.call("resolve", effect, detail=str(address))
+
+    async def connect(self, parameters: ConnectParameters) -> str:
+        def effect() -> str:
+            try:
+                controller = self.world.fabric.connect(
+                    parameters.nqn,
+                    parameters.address,
+                    parameters.host,
+                    loss=parameters.ctrl_loss_tmo,
+                    by_daemon=True,
+                )
+            except OSError as error:
+                raise ConnectError(error.errno or 0, error.strerror or "") from error
+            return controller.name
+
+        return await self.call("connect", effect, detail=f"{parameters.nqn} {parameters.address}", keeps_result=True)
+
+    async def delete_controller(self, controller: Controller) -> None:
+        def effect() -> None:
+            found = self._find(controller)
+            if found is not None:
+                self.guardian.check_deletion(found)
+                self.world.fabric.remove(found)
+
+        await self.call("delete_controller", effect, detail=f"{controller.nqn} {controller.name}")
+
+    # ---- the claim
+
+    def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[None]:
+        return self._claim(tuple(namespaces))
+
+    @contextlib.asynccontextmanager
+    async def _claim(self, namespaces: tuple[Namespace, ...]) -> AsyncIterator[None]:
+        mine: list[SimHead] = []
+        moments: list[int] = []
+
+        def effect() -> None:
+            try:
+                for namespace in namespaces:
+                    head = self._require(namespace)
+                    try:
+                        self.world.require_free(head)
+                    except OSError as error:
+                        raise ClaimBusy(namespace.path) from error
+                    mine.append(head)
+                    self.claims.append(head)
+                    self.opened.append(head)
+                moments.append(self.world.tick())
+            except BaseException:
+                release()
+                raise
+
+        def release() -> None:
+            for head in mine:
+                if head in self.claims:
+                    self.claims.remove(head)
+                    self.opened.remove(head)
+            mine.clear()
+            self.world.released()
+
+        detail = " ".join(n.path for n in namespaces)
+        try:
+            # an error that comes after the effect closes the descriptors, too
+            await self.call("claim", effect, detail=detail, undo=release)
+            looked(CLAIM, moments[-1])
+        except BaseException:
+            if not self.killed:
+                release()
+            raise
+        try:
+            yield
+        finally:
+            if not self.killed:
+                release()
+
+    async def scan_processes(self, numbers: Collection[DeviceNumber], names: Collection[str]) -> ProcessScan:
+        moments: list[int] = []
+
+        def effect() -> ProcessScan:
+            world = self.world
+            moments.append(world.tick())
+            return ProcessScan(
+                open_files=tuple(
+                    OpenFile(o.pid, o.command, o.number, o.transient) for o in world.openers if o.number in numbers
+                ),
+                foreign_mounts=tuple(
+                    ForeignMount(m.space, "bash", m.snapshot())
+                    for m in world.mounts.mounts
+                    if m.space and self._is_of(m, numbers, names)
+                ),
+                unreadable=world.unreadable_pids,
+            )
+
+        scan = await self.call("scan_processes", effect)
+        looked(PROCESSES, moments[-1])
+        return scan
+
+    @staticmethod
+    def _is_of(mount: SimMount, numbers: Collection[DeviceNumber], names: Collection[str]) -> bool:
+        if mount.block_bind:
+            return mount.shown_root.removeprefix("/") in names
+        return mount.number in numbers or mount.source.removeprefix("/dev/") in names
+
+    async def settle(self) -> None:
+        await self.call("settle", lambda: None, ready=lambda: not self.world.udev_busy, child=True)
+
+    # ---- devices and mounts
+
+    def lock_device(self, namespace: Namespace, *, read_only: bool) -> AbstractAsyncContextManager[LockedDevice]:
+        return self._lock_device(namespace, read_only)
+
+    @contextlib.asynccontextmanager
+    async def _lock_device(self, namespace: Namespace, read_only: bool) -> AsyncIterator[LockedDevice]:
+        mine: list[SimHead] = []
+
+        def effect() -> SimHead:
+            head = self._require(namespace)
+            mine.append(head)
+            self._locks.append(head)
+            self.opened.append(head)
+            return head
+
+        def release() -> None:
+            for head in mine:
+                if head in self._locks:
+                    self._locks.remove(head)
+                    self.opened.remove(head)
+            mine.clear()
+            self.world.released()
+
+        def unlocked() -> bool:
+            return not any(h.is_incarnation(namespace) for handle in self.world.handles for h in handle._locks)
+
+        try:
+            head = await self.call("lock_device", effect, detail=namespace.path, ready=unlocked, undo=release)
+            yield SimLockedDevice(self, head, namespace, read_only=read_only)
+        finally:
+            if not self.killed:
+                release()
+
+    async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
+        def effect() -> None:
+            head = self._require(namespace)
+            self._check_not_link(path)
+            if "_netdev" not in options:
+                self.world.violation(f"mounted {path} without _netdev")
+            if head.disk.unfinished:
+                self.world.violation(f"mounted {head.path}, where mkfs did not end")
+            try:
+                self.world.mounts.mount(head, path, fstype, options, by=self)
+            except OSError as error:
+                raise CommandError("mount", 32, f"{path}: {error.strerror}") from error
+
+        ready = self._io(namespace)
+        await self.call("mount", effect, detail=f"{namespace.path} {path}", ready=ready, child=True)
+
+    async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> None:
+        def effect() -> None:
+            head = self._require(namespace)
+            self._check_not_link(path)
+            try:
+                mount = self.world.mounts.bind_device(head, path, by=self)
+            except OSError as error:
+                raise CommandError("mount", 32, f"{path}: {error.strerror}") from error
+            if read_only:
+                mount.options = ("ro", "relatime")
+
+        await self.call("bind_device", effect, detail=f"{namespace.path} {path}", child=True)
+
+    async def unmount(self, path: str) -> None:
+        def effect() -> None:
+            try:
+                self.world.mounts.unmount(path)
+            except OSError as error:
+                reason = "not mounted" if error.errno == 22 else error.strerror
+                raise CommandError("umount", 32, f"{path}: {reason}") from error
+
+        def ready() -> bool:
+            mounts = self.world.mounts.at(path)
+            return not (mounts and mounts[-1].head and not mounts[-1].block_bind and mounts[-1].head.stuck)
+
+        await self.call("unmount", effect, detail=path, ready=ready, child=True)
+
+    # ---- staging paths
+
+    async def inspect_path(self, path: str) -> PathKind:
+        return await self.call("inspect_path", lambda: self.world.files.inspect(path), detail=path)
+
+    async def create_path(self, path: str, type: VolumeType) -> None:  # noqa: A002 - as the interface
+        await self.call("create_path", lambda: self.world.files.create(path, type), detail=path)
+
+    async def remove_path(self, path: str, type: VolumeType) -> None:  # noqa: A002 - as the interface
+        await self.call("remove_path", lambda: self.world.files.unlink(path, type), detail=path)
+
+    # ---- registry
+
+    def registry_owner(self, controller_name: str) -> str | None:
+        self.read("registry_owner", controller_name)
+        return self.world.registry.get(controller_name)
+
+    def registry_claim(self, controller_name: str) -> None:
+        self.read("registry_claim", controller_name)
+        self.world.registry[controller_name] = OWNER
+
+    def registry_release(self, controller_name: str) -> None:
+        self.read("registry_release", controller_name)
+        if self.world.registry.get(controller_name) == OWNER:
+            del self.world.registry[controller_name]
+
+    # ---- events
+
+    def watch(self, callback: Callable[[Event], None]) -> AbstractAsyncContextManager[None]:
+        return self._watch(callback)
+
+    @contextlib.asynccontextmanager
+    async def _watch(self, callback: Callable[[Event], None]) -> AsyncIterator[None]:
+        self.read("watch")
+        self._callbacks.append(callback)
+        try:
+            yield
+        finally:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+    def notify(self, event: Event) -> None:
+        """The world reports an event; the plan may lose, double or delay it."""
+        faults, rng = self.faults.events, self.faults.rng
+        if not self._callbacks or rng.random() < faults.loss:
+            return
+        copies = 2 if rng.random() < faults.duplicate else 1
+        if rng.random() < faults.overflow:
+            event = Event(EventKind.OVERFLOW)
+        loop = asyncio.get_running_loop()
+        for callback in self._callbacks:
+            for _ in range(copies):
+                delay = rng.uniform(0, faults.delay) if faults.delay else 0.0
+                loop.call_later(delay, self._deliver, callback, event, context=self.process.context)
+
+    def _deliver(self, callback: Callable[[Event], None], event: Event) -> None:
+        if callback in self._callbacks:
+            callback(event)
+
+    # ---- finding what a value means
+
+    def _head(self, namespace: Namespace) -> SimHead | None:
+        subsystem = self.world.fabric.subsystem(namespace.nqn)
+        return next((h for h in subsystem.heads if h.is_incarnation(namespace)), None) if subsystem else None
+
+    def _require(self, namespace: Namespace) -> SimHead:
+        head = self._head(namespace)
+        if head is None:
+            raise DeviceChanged(f"{namespace.path} is not the device it was")
+        return head
+
+    def _io(self, namespace: Namespace) -> Callable[[], bool]:
+        def ready() -> bool:
+            head = self._head(namespace)
+            return head is None or not head.stuck
+
+        return ready
+
+    def _find(self, controller: Controller) -> SimController | None:
+        for found in self.world.fabric.controllers():
+            if (found.name, found.instance) == (controller.name, controller.instance):
+                return found
+        return None
+
+    def _controller(self, controller: Controller) -> SimController:
+        found = self._find(controller)
+        if found is None:
+            raise DeviceChanged(f"{controller.name} is not the controller it was")
+        return found
+
+    def _check_not_link(self, path: str) -> None:
+        if self.world.files.nodes.get(path) is Node.SYMLINK:
+            raise StagingPathError(f"{path} is a symbolic link")
+
+    def spawn(self, coro: Any, *, name: str | None = None) -> asyncio.Task[Any]:
+        """Run a coroutine as part of this process."""
+        return self.process.spawn(coro, name=name)
