@@ -283,13 +283,21 @@ class Workers:
         if queue.task is None:
             queue.task = asyncio.ensure_future(self._work_off(job.nqn, queue))
 
-    async def drain(self) -> None:
-        """Take no new jobs, end those that have not begun with ShuttingDown, and wait for the running ones."""
+    async def drain(self) -> tuple[Job, ...]:
+        """Take no new jobs, end those that have not begun with ShuttingDown, wait until the others are answered.
+
+        Returns the jobs that are answered (Timeout) but still held by the kernel.
+        """
         self._closing = True
         for job in list(self._jobs.values()):
             job.stop_if_queued(ShuttingDown("the daemon is stopping"))
-        while tasks := [queue.task for queue in self._queues.values() if queue.task]:
-            await asyncio.wait(tasks)
+        if open_results := [job.result for job in self._jobs.values() if not job.result.done()]:
+            await asyncio.wait(open_results)
+        return tuple(self._jobs.values())
+
+    def limit(self, *, queue_limit: int, total_limit: int) -> None:
+        """Change the bounds, for jobs to come."""
+        self._queue_limit, self._total_limit = queue_limit, total_limit
 
     async def abandon(self) -> None:
         """Stop waiting for the queues. What runs is cancelled and waited for as long as the kernel takes."""

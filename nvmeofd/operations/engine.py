@@ -67,11 +67,19 @@ class Engine:
             self._clean_up(record)
         self._tidier.look()
 
-    async def drain(self) -> None:
-        """Take no new work, and wait until the running jobs have ended. Mounts and connections stay."""
+    def reconfigure(self, config: Config) -> None:
+        """Use another configuration from the next request on."""
+        self._core.config = config
+        self._core.workers.limit(queue_limit=config.queue_limit, total_limit=config.total_limit)
+
+    async def drain(self) -> tuple[Job, ...]:
+        """Take no new work, and wait until every accepted job is answered. Mounts and connections stay.
+
+        Returns the jobs that the kernel still holds although their time is over; :meth:`close` would wait for them.
+        """
         self._closing = True
         self._tidier.stop()
-        await self._core.workers.drain()
+        return await self._core.workers.drain()
 
     async def close(self) -> None:
         """End everything that runs on the loop. Mounts and connections stay."""

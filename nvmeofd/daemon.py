@@ -1,0 +1,194 @@
+"""The daemon: wiring, start, reload, watchdog, stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvmeofd import __version__, log as logging
+from nvmeofd.bus.messages import BusLost
+from nvmeofd.bus.service import BusService, NameTaken
+from nvmeofd.config import Config, ConfigError
+from nvmeofd.journal import DirectoryStore, Journal
+from nvmeofd.kernel.linux import LinuxKernel
+from nvmeofd.log import log
+from nvmeofd.notify import ServiceManager
+from nvmeofd.operations.engine import Engine
+
+if TYPE_CHECKING:
+    from nvmeofd.errors import NvmeofdError
+    from nvmeofd.operations.volumes import Volume
+    from nvmeofd.workers import Job
+
+JOURNAL_DIRECTORY = Path("/run/nvmeofd")
+
+
+class _StatusObserver:
+    """Passes news on to the bus and keeps the status line of the service manager current."""
+
+    def __init__(self, bus: BusService, update: Callable[[], None]) -> None:
+        self._bus = bus
+        self._update = update
+
+    def volume_added(self, volume: Volume) -> None:
+        self._bus.volume_added(volume)
+        self._update()
+
+    def volume_changed(self, volume: Volume) -> None:
+        self._bus.volume_changed(volume)
+
+    def volume_removed(self, staging_path: str) -> None:
+        self._bus.volume_removed(staging_path)
+        self._update()
+
+    def subsystems_changed(self) -> None:
+        self._bus.subsystems_changed()
+        self._update()
+
+    def job_added(self, job: Job) -> None:
+        self._bus.job_added(job)
+        self._update()
+
+    def job_changed(self, job: Job) -> None:
+        self._bus.job_changed(job)
+
+    def job_finished(self, job: Job, error: NvmeofdError | None) -> None:
+        self._bus.job_finished(job, error)
+        self._update()
+
+
+class Daemon:
+    """One run of the daemon, from a loaded configuration to the exit status."""
+
+    def __init__(self, config: Config, load: Callable[[], Config], manager: ServiceManager) -> None:
+        self._config = config
+        self._load = load
+        self._manager = manager
+        self._engine: Engine | None = None
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; returns the exit status.
+
+        Raises:
+            OSError: the first scan failed, or the journal cannot be used.
+            BusLost, NameTaken: there is no bus, or it does not give the name.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        bus = await BusService.connect()
+        try:
+            self._engine = Engine(
+                kernel=LinuxKernel(),
+                journal=Journal(DirectoryStore(JOURNAL_DIRECTORY)),
+                config=self._config,
+                observer=_StatusObserver(bus, self._update_status),
+            )
+            await self._engine.start()
+            bus.export(self._engine)
+            await bus.own_name()
+            self._manager.ready()
+            self._update_status()
+            log.info("nvmeofd %s is ready", __version__)
+            return await self._serve(bus, self._engine)
+        finally:
+            await bus.close()
+
+    async def _serve(self, bus: BusService, engine: Engine) -> int:
+        watchdog = asyncio.create_task(self._feed_watchdog())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([stopped, bus.lost], return_when=asyncio.FIRST_COMPLETED)
+        self._manager.stopping()
+        if bus.lost.done():
+            log.critical("the bus is lost: %s", bus.lost.result())
+        else:
+            log.info("stopping; mounts and connections stay")
+        held = await engine.drain()
+        await bus.close()
+        watchdog.cancel()
+        stopped.cancel()
+        await asyncio.gather(watchdog, stopped, return_exceptions=True)
+        status = 1 if bus.lost.done() else 0
+        if held:
+            # Nothing ends a thread that the kernel holds, and waiting for it would hold up a shutdown. What it was
+            # doing is in the journal for the next start.
+            for job in held:
+                log.error("%s: still held by the kernel in step %s, leaving it behind", job, job.step)
+            sys.stderr.flush()
+            os._exit(status)
+        await engine.close()
+        return status
+
+    async def _feed_watchdog(self) -> None:
+        """Signs of life come from the loop itself: a loop that hangs is restarted."""
+        interval = self._manager.watchdog_interval
+        if interval is None:
+            return
+        while True:
+            self._manager.watchdog()
+            await asyncio.sleep(interval)
+
+    def _reload(self) -> None:
+        if self._engine is None:
+            return
+        self._manager.reloading()
+        try:
+            self._config = self._load()
+        except ConfigError as error:
+            log.error("the configuration stays as it was: %s", error)
+        else:
+            log.setLevel(self._config.log_level)
+            self._engine.reconfigure(self._config)
+            log.info("the configuration is loaded again")
+        self._manager.ready()
+
+    def _update_status(self) -> None:
+        if self._engine is None:
+            return
+        try:
+            connected = str(len(self._engine.subsystems()))
+        except OSError:
+            connected = "unknown"
+        volumes, jobs = len(self._engine.volumes), len(self._engine.jobs)
+        self._manager.status(f"Volumes: {volumes}, subsystems: {connected}, jobs: {jobs}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="nvmeofd",
+        description="Stage and unstage NVMe over Fabrics volumes on request over D-Bus.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"nvmeofd {__version__}")
+    parser.parse_args(arguments)
+    logging.setup("INFO")
+    if os.geteuid() != 0:
+        log.critical("nvmeofd must run as root; start it with: systemctl start nvmeofd")
+        return 1
+    manager = ServiceManager()
+    # children must not talk to the service manager
+    os.environ.pop("NOTIFY_SOCKET", None)
+    try:
+        config = Config.load()
+        log.setLevel(config.log_level)
+
+        async def run() -> int:
+            return await Daemon(config, Config.load, manager).run()
+
+        return asyncio.run(run())
+    except (ConfigError, BusLost, NameTaken) as error:
+        log.critical("%s", error)
+    except OSError as error:
+        log.critical("cannot start without a complete picture of the host: %s", error)
+    finally:
+        manager.close()
+    return 1
