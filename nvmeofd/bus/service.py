@@ -1,0 +1,180 @@
+"""The service on the bus: what the daemon starts, stops and waits for. It is also what the core tells its news to."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+from nvmeofd.bus.callers import Callers
+from nvmeofd.bus.connection import Connection
+from nvmeofd.bus.core import Core, Job
+from nvmeofd.bus.dbusnext import BadMessage
+from nvmeofd.bus.dispatch import Dispatcher
+from nvmeofd.bus.messages import BUS_NAME, BusLost, DBusError, Message
+from nvmeofd.bus.objects import JobObject, ManagerObject, SubsystemObject, VolumeObject
+from nvmeofd.bus.paths import SERVICE_NAME, job_path, volume_path
+from nvmeofd.bus.tree import ObjectTree
+from nvmeofd.errors import NvmeofdError, dbus_name
+from nvmeofd.log import log, quoted
+from nvmeofd.operations.volumes import Volume
+
+# News about subsystems come in bursts: they are looked at together, this many seconds after the first.
+RESCAN_DELAY = 0.05
+
+_DO_NOT_QUEUE = 4
+_PRIMARY_OWNER = 1
+
+
+class NameTaken(Exception):
+    """Somebody else owns the bus name: most likely another instance of the daemon."""
+
+
+class BusService:
+    """The daemon on the bus, in the order of the methods: connect, export, own_name, close.
+
+    Implements :class:`nvmeofd.operations.observer.Observer`; before ``export``, and once the bus is
+    lost, news go nowhere.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._tree = ObjectTree(connection.send)
+        self._callers = Callers(connection, self._on_vanished)
+        self._dispatcher = Dispatcher(
+            connection.send, self._tree, self._callers, settle=self._settle, rescan=self.rescan
+        )
+        self._core: Core | None = None
+        self._subsystems: dict[str, SubsystemObject] = {}
+        self._stale = False
+        self._rescan_timer: asyncio.TimerHandle | None = None
+        connection.on_signal = self._on_signal
+
+    @classmethod
+    async def connect(cls, address: str | None = None) -> Self:
+        """Connect to the bus at ``address``, by default the system bus. Nothing is answered yet.
+
+        Raises:
+            BusLost: it says which step failed.
+        """
+        return cls(await Connection.open(address))
+
+    @property
+    def lost(self) -> asyncio.Future[str]:
+        """Gets the reason when the bus or the name is lost. The daemon must end then: there is no way back."""
+        return self._connection.lost
+
+    def export(self, core: Core) -> None:
+        """Make the objects of ``core``, and answer calls from now on. Raises OSError from looking at the subsystems."""
+        self._core = core
+        self._tree.add(ManagerObject(core))
+        self.rescan()
+        for volume in core.volumes.values():
+            self.volume_added(volume)
+        for job in core.jobs.values():
+            self.job_added(job)
+        # Before this, nobody can know this connection but by its unique name.
+        self._connection.on_call = self._dispatcher.handle
+
+    async def own_name(self) -> None:
+        """Own the name of the service, at once or not at all.
+
+        Raises:
+            NameTaken: somebody else does.
+            BusLost: the bus is gone or does not let this process own the name.
+        """
+        try:
+            (answer,) = await self._connection.call_bus("RequestName", "su", SERVICE_NAME, _DO_NOT_QUEUE)
+        except (DBusError, BadMessage, TimeoutError) as error:
+            raise BusLost(f"the bus does not give the name {SERVICE_NAME}: {error}") from None
+        if answer != _PRIMARY_OWNER:
+            raise NameTaken(f"the bus name {SERVICE_NAME} is taken: is another nvmeofd running?")
+
+    async def close(self) -> None:
+        """Answer what still waits, give up the name, and close the connection."""
+        self._core = None
+        if self._rescan_timer is not None:
+            self._rescan_timer.cancel()
+        await self._dispatcher.close()
+        await self._callers.close()
+        await self._connection.close()
+
+    # From the connection
+
+    def _on_signal(self, signal: Message) -> None:
+        self._callers.on_signal(signal)
+        if signal.sender == BUS_NAME and signal.member == "NameLost":
+            self._connection.fail(f"the bus took the name {SERVICE_NAME} away")
+
+    def _on_vanished(self, sender: str) -> None:
+        self._dispatcher.vanished(sender)
+
+    # Subsystems
+
+    def subsystems_changed(self) -> None:
+        self._stale = True
+        if self._core is not None and self._rescan_timer is None:
+            loop = asyncio.get_running_loop()
+            self._rescan_timer = loop.call_later(RESCAN_DELAY, self._rescan_later)
+
+    def _rescan_later(self) -> None:
+        self._rescan_timer = None
+        try:
+            self._settle()
+        except OSError as error:
+            # It stays stale: the next news or the next call looks again.
+            log.warning("bus: cannot look at the subsystems: %s", quoted(str(error)))
+
+    def _settle(self) -> None:
+        if self._stale:
+            self.rescan()
+
+    def rescan(self) -> None:
+        """Look at the subsystems in sysfs, and export what is there. Raises OSError."""
+        if self._core is None:
+            return
+        now = {one.nqn: one for one in self._core.subsystems()}
+        self._stale = False
+        for nqn in self._subsystems.keys() - now.keys():
+            self._tree.remove(self._subsystems.pop(nqn).path)
+        for nqn, one in now.items():
+            obj = self._subsystems.get(nqn)
+            if obj is None:
+                obj = self._subsystems[nqn] = SubsystemObject(self._core, one, self.subsystems_changed)
+                self._tree.add(obj)
+            else:
+                obj.known = one
+                self._tree.changed(obj)
+
+    # From the core
+
+    def volume_added(self, volume: Volume) -> None:
+        if self._core is not None:
+            self._tree.add(VolumeObject(self._core, volume))
+
+    def volume_changed(self, volume: Volume) -> None:
+        obj = self._tree.get(volume_path(volume.staging_path))
+        if isinstance(obj, VolumeObject):
+            obj.update(volume)
+            self._tree.changed(obj)
+
+    def volume_removed(self, staging_path: str) -> None:
+        self._tree.remove(volume_path(staging_path))
+
+    def job_added(self, job: Job) -> None:
+        if self._core is not None:
+            self._tree.add(JobObject(job))
+
+    def job_changed(self, job: Job) -> None:
+        obj = self._tree.get(job_path(job.number))
+        if obj is not None:
+            self._tree.changed(obj)
+
+    def job_finished(self, job: Job, error: NvmeofdError | None) -> None:
+        path = job_path(job.number)
+        obj = self._tree.get(path)
+        if obj is None:
+            return
+        name, text = ("", "") if error is None else (dbus_name(error), str(error))
+        interface = obj.interface
+        self._tree.signal(path, interface.name, "Completed", interface.signals["Completed"], error is None, name, text)
+        self._tree.remove(path)
