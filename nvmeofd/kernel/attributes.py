@@ -1,0 +1,141 @@
+"""Reading sysfs directories of devices that may vanish at any moment.
+
+Everything about one device is read through one file descriptor of its directory. A directory stays that of its
+device, so a name that passes to another device in between can never mix the attributes of the two.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from nvmeofd.model import DeviceNumber
+
+T = TypeVar("T")
+
+_GONE = (errno.ENOENT, errno.ENODEV)
+# The attributes of a device go shortly before its directory. How often one caught in between is looked at again; each
+# time the processor is offered to the thread that removes it.
+_ATTEMPTS = 100
+
+
+class Gone(Exception):
+    """The device vanished while it was read."""
+
+
+class Directory:
+    """An open sysfs directory of a device."""
+
+    def __init__(self, path: str) -> None:
+        """Follows symbolic links, as the classes consist of them. Raises Gone, OSError."""
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            # ENOENT is also what a link to a removed device gives.
+            if error.errno in _GONE:
+                raise Gone(path) from error
+            raise
+        self.instance = os.fstat(self.fd).st_ino
+
+    def read(self, name: str) -> str | None:
+        """An attribute without the line end, None when there is no such attribute. Raises OSError."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+        try:
+            # An attribute has at most a page and is read in one go (fs/sysfs/file.c).
+            return os.fsdecode(os.read(fd, 1 << 16)).rstrip("\n")
+        except OSError as error:
+            if error.errno == errno.ENODEV:  # removed after it was opened (kernfs)
+                return None
+            raise
+        finally:
+            os.close(fd)
+
+    def need(self, name: str) -> str:
+        """An attribute that every such device has. Raises Gone, OSError."""
+        value = self.read(name)
+        if value is None:
+            raise Gone(f"{self.path}/{name}")
+        return value
+
+    def parsed(self, name: str, parse: Callable[[str], T]) -> T:
+        """An attribute that every such device has, parsed. Raises Gone, OSError (EINVAL: not of that form)."""
+        text = self.need(name)
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, f"{self.path}/{name} contains {text[:64]!r}") from error
+
+    def device_number(self) -> DeviceNumber:
+        """The device number. Raises Gone, OSError."""
+        return self.parsed("dev", DeviceNumber.parse)
+
+    def names(self) -> list[str]:
+        """The entries, sorted. Raises Gone, OSError."""
+        try:
+            return sorted(os.listdir(self.fd))
+        except OSError as error:
+            if error.errno in _GONE:
+                raise Gone(self.path) from error
+            raise
+
+    def still_there(self) -> bool:
+        """Whether the path still leads to this very directory. Raises OSError when that cannot be told."""
+        try:
+            return os.stat(self.path).st_ino == self.instance
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise
+
+
+@contextmanager
+def open_directory(path: str) -> Iterator[Directory]:
+    """The sysfs directory, closed at the end. Raises Gone, OSError."""
+    directory = Directory(path)
+    try:
+        yield directory
+    finally:
+        os.close(directory.fd)
+
+
+def present(read: Callable[[str], T], path: str) -> T | None:
+    """``read(path)``, or None when the device at ``path`` has really gone.
+
+    A device whose attributes cannot be read although its directory is still there is never taken for gone: it is
+    looked at again, and in the end that is an error.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return read(path)
+        except Gone:
+            if not exists(path):
+                return None
+            os.sched_yield()
+    raise OSError(errno.EIO, f"{path} is there but cannot be read")
+
+
+def exists(path: str) -> bool:
+    """Whether something is there, symbolic links followed. Raises OSError when that cannot be told."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in _GONE:
+            return False
+        raise
+    return True
+
+
+def number_at(path: str) -> DeviceNumber:
+    """The device number of the device at ``path``. Raises Gone, OSError."""
+    with open_directory(path) as directory:
+        return directory.device_number()

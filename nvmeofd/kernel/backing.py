@@ -1,0 +1,85 @@
+"""Users inside the kernel that hold a device without claiming it. All of this blocks.
+
+A loop device on top of a device, and a device exported by the NVMe target of this host, have it open without O_EXCL,
+without being its holder in sysfs and without any process: whoever set them up has ended. Device-mapper, md, bcache,
+DRBD, LIO and mounted filesystems do claim what they use.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Collection, Iterator
+
+from nvmeofd.kernel.blockdev import block_number
+from nvmeofd.kernel.interface import OpenFile
+from nvmeofd.model import DeviceNumber
+
+_LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
+_LOOP_INFO64_SIZE = 232
+_LO_RDEVICE = struct.Struct("=16xQ")  # lo_device, lo_inode, lo_rdevice
+_NOT_BOUND = (errno.ENXIO, errno.ENODEV, errno.ENOENT)
+
+
+def kernel_users(sys: str, dev: str, numbers: Collection[DeviceNumber]) -> tuple[OpenFile, ...]:
+    """Loop devices and NVMe target namespaces on these devices, as files of process 0. Raises OSError."""
+    wanted = frozenset(numbers)
+    found = [*_loops(sys, dev), *_exports(sys)]
+    return tuple(OpenFile(0, name, number) for name, number in found if number in wanted)
+
+
+def _loops(sys: str, dev: str) -> Iterator[tuple[str, DeviceNumber]]:
+    for name in _entries(f"{sys}/block"):
+        # The attribute is there while the loop device is set up. It has a path; the ioctl has the number, however the
+        # path looks from here.
+        if name.startswith("loop") and os.path.exists(f"{sys}/block/{name}/loop/backing_file"):
+            number = _backing_device(f"{dev}/{name}")
+            if number is not None:
+                yield name, number
+
+
+def _backing_device(path: str) -> DeviceNumber | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NOT_BOUND:
+            return None
+        raise
+    try:
+        rdevice: int = _LO_RDEVICE.unpack_from(fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE)))[0]
+    except OSError as error:
+        if error.errno in _NOT_BOUND:
+            return None
+        raise
+    finally:
+        os.close(fd)
+    return DeviceNumber(os.major(rdevice), os.minor(rdevice)) if rdevice else None
+
+
+def _exports(sys: str) -> Iterator[tuple[str, DeviceNumber]]:
+    root = f"{sys}/kernel/config/nvmet/subsystems"
+    for subsystem in _entries(root):
+        for namespace in _entries(f"{root}/{subsystem}/namespaces"):
+            path = f"{root}/{subsystem}/namespaces/{namespace}"
+            try:
+                enabled = _read(f"{path}/enable") == "1"
+                device = _read(f"{path}/device_path")
+                number = block_number(os.stat(device)) if enabled and device.startswith("/dev/") else None
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if number is not None:
+                yield f"nvmet {subsystem}", number
+
+
+def _entries(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().strip()

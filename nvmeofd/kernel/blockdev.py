@@ -1,0 +1,107 @@
+"""Opening the block device of a namespace, and being sure that it is that one."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Sequence
+
+from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged
+from nvmeofd.model import DeviceNumber, Namespace
+
+# include/uapi/linux/fs.h; the same numbers on all architectures with the generic ioctl encoding.
+_BLKROSET = 0x125D  # _IO(0x12, 93), takes a pointer to an int
+_BLKGETSIZE64 = 0x80081272  # _IOR(0x12, 114, size_t)
+_BLKGETDISKSEQ = 0x80081280  # _IOR(0x12, 128, __u64), since Linux 5.15
+
+
+def open_device(namespace: Namespace, path: str, flags: int = 0) -> int:
+    """Open the node read-only and make sure that it is this incarnation. Blocks.
+
+    Read-only, because udev takes the closing of a writable descriptor for a change of the content and probes again.
+
+    Raises:
+        DeviceChanged: there is no such device any more, or it is another one.
+        OSError
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+            raise DeviceChanged(f"{path} is gone") from error
+        raise
+    try:
+        check_device(namespace, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def check_device(namespace: Namespace, fd: int) -> None:
+    """Raises DeviceChanged when the open device is not this incarnation, OSError."""
+    number = block_number(os.fstat(fd))
+    if number != namespace.number:
+        raise DeviceChanged(f"{namespace.name} is device {number or 'of no kind'}, expected {namespace.number}")
+    # A device number is reused, a disk sequence number never (block/genhd.c).
+    diskseq = _get_u64(fd, _BLKGETDISKSEQ)
+    if diskseq != namespace.diskseq:
+        raise DeviceChanged(
+            f"{namespace.name} is another disk now (sequence number {diskseq}, not {namespace.diskseq})"
+        )
+
+
+def open_exclusively(namespaces: Sequence[Namespace], dev: str) -> list[int]:
+    """Claim the namespaces: open each with O_EXCL, all or none. Blocks.
+
+    A claimed whole disk also keeps its partitions from being claimed, and a claimed partition keeps the disk from it
+    (bd_may_claim, block/bdev.c).
+
+    Raises:
+        ClaimBusy, DeviceChanged, OSError: after closing what was open.
+    """
+    fds: list[int] = []
+    try:
+        for namespace in namespaces:
+            path = f"{dev}/{namespace.name}"
+            try:
+                fds.append(open_device(namespace, path, os.O_EXCL))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise ClaimBusy(path) from error
+                raise
+    except BaseException:
+        close_all(fds)
+        raise
+    return fds
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close them. Blocks: the last one to close a disk writes back what is dirty."""
+    for fd in fds:
+        os.close(fd)
+
+
+def block_number(status: os.stat_result) -> DeviceNumber | None:
+    """The device number of a block device node, else None."""
+    if not stat.S_ISBLK(status.st_mode):
+        return None
+    return DeviceNumber(os.major(status.st_rdev), os.minor(status.st_rdev))
+
+
+def size_of(fd: int) -> int:
+    """The size of an open device in bytes. Raises OSError."""
+    return _get_u64(fd, _BLKGETSIZE64)
+
+
+def set_read_only(fd: int, read_only: bool) -> None:
+    """Raises OSError."""
+    fcntl.ioctl(fd, _BLKROSET, struct.pack("i", read_only))
+
+
+def _get_u64(fd: int, request: int) -> int:
+    value: int = struct.unpack("Q", fcntl.ioctl(fd, request, bytes(8)))[0]
+    return value

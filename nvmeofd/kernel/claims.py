@@ -1,0 +1,27 @@
+"""The exclusive claim: while it is held, nobody else can mount, swap on or build upon the namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from nvmeofd.kernel.blockdev import close_all, open_exclusively
+from nvmeofd.kernel.threads import in_thread
+from nvmeofd.model import Namespace
+
+
+@asynccontextmanager
+async def claim(namespaces: Sequence[Namespace], dev: str) -> AsyncIterator[None]:
+    """Hold all namespaces open with O_EXCL.
+
+    Entering raises ClaimBusy, DeviceChanged, OSError, and has then released what it had; so it has when it is
+    cancelled, once the kernel has let go of the opening thread.
+    """
+    wanted = tuple(namespaces)
+    # One thread for all: what comes after the first device that blocks is of no interest, and there are few.
+    fds = await in_thread(lambda: open_exclusively(wanted, dev), name="claim", dispose=close_all)
+    try:
+        yield
+    finally:
+        # In a thread, because the last close of a disk can block. A cancellation waits for it.
+        await in_thread(lambda: close_all(fds), name="unclaim")

@@ -1,0 +1,169 @@
+"""Connecting through /dev/nvme-fabrics, and resolving the names of targets."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from dataclasses import replace
+
+from nvmeofd.kernel.interface import ConnectError, ConnectParameters
+from nvmeofd.kernel.threads import in_thread
+from nvmeofd.model import Address, Transport, normal_ip
+
+
+def parse_options(text: str) -> frozenset[str]:
+    """The options a kernel lists when /dev/nvme-fabrics is read before the write: ``…,nqn=%s,queue_size=%d,tls``."""
+    names = {item.partition("=")[0] for item in text.strip().split(",")}
+    return frozenset(names - {"", "instance", "cntlid"})
+
+
+# Options of all kernels that do not list theirs (before 5.17): those of Linux 5.4.
+_OLD_OPTIONS = parse_options(
+    "nqn,transport,traddr,trsvcid,hostnqn,hostid,host_traddr,queue_size,nr_io_queues,reconnect_delay,ctrl_loss_tmo,"
+    "keep_alive_tmo,hdr_digest,data_digest"
+)
+
+# What the errno of the write says, for people. The address is added by the caller.
+_REASONS = {
+    errno.EALREADY: "this path is already connected",
+    errno.ECONNREFUSED: "connection refused: nothing listens there",
+    errno.ETIMEDOUT: "no answer",
+    errno.EHOSTUNREACH: "no route to host",
+    errno.ENETUNREACH: "network unreachable",
+    errno.ENETDOWN: "network is down",
+    errno.ECONNRESET: "the target closed the connection",
+    errno.EADDRNOTAVAIL: "the source address (host-traddr) is not one of this host",
+    errno.ENODEV: "the source interface (host-iface) or address does not exist",
+    errno.EIO: "the target refused: it has no such subsystem, or does not allow this host NQN",
+    errno.EACCES: "the target refused access",
+    errno.ENOKEY: "the target requires DH-HMAC-CHAP authentication, and no secret was given",
+    errno.EKEYREJECTED: "DH-HMAC-CHAP authentication failed: the secret is wrong",
+    errno.EINVAL: "the kernel refused the parameters: an option does not apply to this transport, its module is "
+    "missing, or the host ID is in use with another host NQN",
+    errno.EAFNOSUPPORT: "this kind of address is not supported",
+    errno.EBUSY: "the target or the transport is busy",
+    errno.ENOMEM: "the kernel is out of memory",
+    errno.EINTR: "interrupted",
+    errno.EPERM: "not permitted",
+}
+
+
+def reason(number: int) -> str:
+    """What an errno of the connect means, with its symbol."""
+    text = _REASONS.get(number) or os.strerror(number)
+    return f"{text} ({errno.errorcode.get(number, number)})"
+
+
+def build_options(parameters: ConnectParameters) -> dict[str, str | None]:
+    """The options of one connection, None for those without a value, in the order in which they are written."""
+    address = parameters.address
+    options: dict[str, str | int | None] = {"nqn": parameters.nqn, "transport": str(address.transport)}
+    if address.transport is not Transport.LOOP:
+        options["traddr"] = address.host
+    if address.transport in (Transport.TCP, Transport.RDMA):
+        options["trsvcid"] = address.port
+    options |= {"hostnqn": parameters.host.nqn, "hostid": parameters.host.id}
+    optional = {
+        "host_traddr": address.host_traddr or None,
+        "host_iface": address.host_iface or None,
+        "ctrl_loss_tmo": parameters.ctrl_loss_tmo,
+        "fast_io_fail_tmo": parameters.fast_io_fail_tmo,
+        "reconnect_delay": parameters.reconnect_delay,
+        "keep_alive_tmo": parameters.keep_alive_tmo,
+        "nr_io_queues": parameters.nr_io_queues,
+        "queue_size": parameters.queue_size,
+    }
+    options |= {key: value for key, value in optional.items() if value is not None}
+    flags = {"hdr_digest": parameters.hdr_digest, "data_digest": parameters.data_digest}
+    options |= {key: None for key, wanted in flags.items() if wanted}
+    return {key: None if value is None else str(value) for key, value in options.items()}
+
+
+class Fabrics:
+    """The character device that makes controllers."""
+
+    def __init__(self, dev: str) -> None:
+        self._path = f"{dev}/nvme-fabrics"
+
+    async def connect(self, parameters: ConnectParameters) -> str:
+        """Connect one path and return the controller's name. Raises ConnectError.
+
+        Cancelled while the kernel works on it, it returns normally if the connection came about.
+        """
+        return await in_thread(
+            lambda: self._connect(parameters), name=f"connect {parameters.address}", keep_result=True
+        )
+
+    def _connect(self, parameters: ConnectParameters) -> str:
+        options = build_options(parameters)
+        text = ",".join(key if value is None else f"{key}={value}" for key, value in options.items())
+        if re.search(r"[\n\0]", text) or any("," in (value or "") for value in options.values()):
+            # Checked when the values were made; here it would slip another option in.
+            raise ConnectError(errno.EINVAL, "a parameter contains a comma or a control character")
+        try:
+            for name in options.keys() - self._supported():
+                raise ConnectError(errno.EINVAL, f"this kernel does not know the option {name}")
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConnectError(error.errno or errno.EIO, _open_reason(error)) from error
+        try:
+            return self._create(fd, text)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _create(fd: int, text: str) -> str:
+        try:
+            os.write(fd, text.encode())
+        except OSError as error:
+            raise ConnectError(error.errno or errno.EIO, reason(error.errno or errno.EIO)) from error
+        answer = os.read(fd, 4096).decode()
+        match = re.match(r"instance=(\d+),cntlid=\d+", answer)
+        if match is None:
+            raise ConnectError(errno.EPROTO, f"connected, but the kernel answered {answer[:64]!r}")
+        return f"nvme{match[1]}"
+
+    def _supported(self) -> frozenset[str]:
+        # A descriptor of its own: one on which the list was read answers with its end afterwards.
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse_options(os.read(fd, 1 << 16).decode())
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # Linux before 5.17 has nothing to say before the write
+                return _OLD_OPTIONS
+            raise
+        finally:
+            os.close(fd)
+
+
+def _open_reason(error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return "/dev/nvme-fabrics is missing: the kernel module nvme_fabrics is not loaded"
+    return f"/dev/nvme-fabrics: {error.strerror}"
+
+
+async def resolve(address: Address) -> tuple[Address, ...]:
+    """The addresses behind a host name, in the resolver's order; an address stays as it is. Raises ConnectError."""
+    if not address.needs_resolving:
+        return (address,)
+    try:
+        # AI_ADDRCONFIG: only families that this host has an address of, or half of the attempts would be for nothing.
+        found = await in_thread(
+            lambda: socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG),
+            name=f"resolve {address.host}",
+        )
+    except (OSError, UnicodeError) as error:  # socket.gaierror is an OSError, its errno is not one
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConnectError(errno.EHOSTUNREACH, f"cannot resolve {address.host}: {text}") from error
+    hosts = dict.fromkeys(_host(entry[4]) for entry in found)
+    return tuple(replace(address, host=host) for host in hosts)
+
+
+def _host(sockaddr: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> str:
+    host = str(sockaddr[0])
+    scope = sockaddr[3] if len(sockaddr) == 4 else 0
+    if scope and "%" not in host:  # a link-local address means nothing without its interface
+        host = f"{host}%{socket.if_indextoname(scope)}"
+    return normal_ip(host)

@@ -1,0 +1,64 @@
+"""Facts about this host: its NVMe identity, its swap areas."""
+
+from __future__ import annotations
+
+import os
+
+from nvmeofd.errors import InvalidArgument
+from nvmeofd.kernel.blockdev import block_number
+from nvmeofd.kernel.interface import Swap
+from nvmeofd.kernel.mountinfo import unescape
+from nvmeofd.model import DeviceNumber, HostIdentity, parse_host_id, parse_nqn
+
+
+def identity(etc_nvme: str) -> HostIdentity:
+    """The host NQN and host identifier of /etc/nvme. Raises FileNotFoundError, OSError, ValueError (malformed)."""
+    try:
+        return HostIdentity(
+            parse_nqn(_line(f"{etc_nvme}/hostnqn"), what=f"{etc_nvme}/hostnqn"),
+            parse_host_id(_line(f"{etc_nvme}/hostid")),
+        )
+    except InvalidArgument as error:
+        raise ValueError(str(error)) from error
+
+
+def _line(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read(4096).strip()
+
+
+def swaps(proc: str, sys: str) -> tuple[Swap, ...]:
+    """The active swap areas. Raises OSError, also when a device cannot be told by its name."""
+    try:
+        with open(f"{proc}/swaps", "rb") as file:
+            lines = file.read().split(b"\n")[1:]
+    except FileNotFoundError:  # a kernel without swap
+        return ()
+    return tuple(_swap(line, sys) for line in lines if line)
+
+
+def _swap(line: bytes, sys: str) -> Swap:
+    # Name, type, size, used, priority; the name is escaped (swap_show, mm/swapfile.c).
+    name, kind = line.split(maxsplit=2)[:2]
+    path = unescape(name)
+    if kind != b"partition":
+        return Swap(path, None)
+    # sysfs first: it needs no node, which may have been removed, or live in another mount namespace.
+    try:
+        with open(f"{sys}/class/block/{os.path.basename(path)}/dev", encoding="ascii") as file:
+            return Swap(path, DeviceNumber.parse(file.read()))
+    except FileNotFoundError:
+        number = device_number(path)
+        if number is None:
+            raise OSError(f"/proc/swaps: cannot tell which device {path!r} is") from None
+        return Swap(path, number)
+
+
+def device_number(path: str) -> DeviceNumber | None:
+    """The number of a block device node, None when it is something else or absent. Raises OSError."""
+    try:
+        return block_number(os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:  # a NUL character
+        return None

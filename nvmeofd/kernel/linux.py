@@ -1,0 +1,183 @@
+"""The Linux implementation of the kernel interface: one object over the modules that each know one thing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from nvmeofd.kernel import backing, claims, devices, fabrics, host, paths, tools, uevents, users
+from nvmeofd.kernel.commands import Commands
+from nvmeofd.kernel.controllers import Controllers
+from nvmeofd.kernel.interface import (
+    ConnectParameters,
+    Event,
+    LockedDevice,
+    PathKind,
+    ProcessScan,
+    Swap,
+)
+from nvmeofd.kernel.mountinfo import MountTable
+from nvmeofd.kernel.registry import Registry
+from nvmeofd.kernel.roots import Roots
+from nvmeofd.kernel.sysfs import Sysfs
+from nvmeofd.kernel.threads import in_thread
+from nvmeofd.model import Address, Controller, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
+
+
+class LinuxKernel:
+    """See :class:`nvmeofd.kernel.interface.Kernel`, whose docstrings hold for every method here.
+
+    To be closed at the end, or used as a context manager.
+    """
+
+    def __init__(self, roots: Roots | None = None, *, commands: Commands | None = None) -> None:
+        """Raises OSError when the mount table cannot be opened."""
+        self._roots = roots or Roots()
+        self._commands = commands or Commands()
+        self._sysfs = Sysfs(self._roots.sys)
+        self._controllers = Controllers(self._roots.sys)
+        self._fabrics = fabrics.Fabrics(self._roots.dev)
+        self._registry = Registry(self._roots.run_nvme, self._roots.sys)
+        self._mounts = MountTable(self._roots.proc)
+
+    def close(self) -> None:
+        """Close what is kept open."""
+        self._mounts.close()
+
+    def __enter__(self) -> LinuxKernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- host
+
+    def host_identity(self) -> HostIdentity:
+        return host.identity(self._roots.etc_nvme)
+
+    def multipath(self) -> bool:
+        return self._sysfs.multipath()
+
+    def mkfs_supported(self, fstype: str) -> bool:
+        return tools.mkfs_supported(self._commands, fstype)
+
+    # ---- subsystems (sysfs)
+
+    def subsystems(self) -> tuple[Subsystem, ...]:
+        return self._sysfs.subsystems()
+
+    def subsystem(self, nqn: str) -> Subsystem | None:
+        return self._sysfs.subsystem(nqn)
+
+    def holders(self, namespace: Namespace) -> tuple[tuple[str, str], ...]:
+        return self._sysfs.holders(namespace)
+
+    def swaps(self) -> tuple[Swap, ...]:
+        return host.swaps(self._roots.proc, self._roots.sys)
+
+    def device_number(self, path: str) -> DeviceNumber | None:
+        # Only below /dev: a source elsewhere can be on a filesystem whose server is down, and the loop would wait.
+        if not path.startswith("/dev/") or ".." in path.split("/"):
+            return None
+        return host.device_number(self._roots.dev + path.removeprefix("/dev"))
+
+    def btrfs_siblings(self, device: str) -> frozenset[str]:
+        return self._sysfs.btrfs_siblings(device)
+
+    async def rescan(self, controller: Controller) -> None:
+        await self._controllers.rescan(controller)
+
+    # ---- mount table
+
+    def mounts_changed(self) -> bool:
+        return self._mounts.changed()
+
+    def mount_lines(self) -> tuple[bytes, ...]:
+        return self._mounts.lines()
+
+    # ---- connections
+
+    async def resolve(self, address: Address) -> tuple[Address, ...]:
+        return await fabrics.resolve(address)
+
+    async def connect(self, parameters: ConnectParameters) -> str:
+        return await self._fabrics.connect(parameters)
+
+    async def delete_controller(self, controller: Controller) -> None:
+        await self._controllers.delete(controller)
+
+    # ---- the claim
+
+    def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[None]:
+        return claims.claim(namespaces, self._roots.dev)
+
+    async def scan_processes(self, numbers: Collection[DeviceNumber], names: Collection[str]) -> ProcessScan:
+        wanted, named, roots = frozenset(numbers), frozenset(names), self._roots
+
+        def scan() -> ProcessScan:
+            found = users.scan(roots.proc, wanted, named)
+            inside = backing.kernel_users(roots.sys, roots.dev, wanted)
+            return ProcessScan(inside + found.open_files, found.foreign_mounts, found.unreadable)
+
+        return await in_thread(scan, name="scan processes")
+
+    async def settle(self) -> None:
+        await tools.settle(self._commands)
+
+    # ---- devices and mounts
+
+    def lock_device(self, namespace: Namespace, *, read_only: bool) -> AbstractAsyncContextManager[LockedDevice]:
+        return devices.lock(
+            namespace,
+            dev=self._roots.dev,
+            commands=self._commands,
+            read=self._sysfs.namespace,
+            read_only=read_only,
+        )
+
+    async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
+        async with self._to_be_mounted(namespace, path, VolumeType.FILESYSTEM) as device:
+            await tools.mount(self._commands, device, path, fstype, options)
+
+    async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> None:
+        # "ro" makes the mount read-only, not the device: that is set_read_only().
+        options = ("ro", "_netdev") if read_only else ("_netdev",)
+        async with self._to_be_mounted(namespace, path, VolumeType.BLOCK) as device:
+            await tools.bind(self._commands, device, path, options)
+
+    @asynccontextmanager
+    async def _to_be_mounted(self, namespace: Namespace, path: str, volume_type: VolumeType) -> AsyncIterator[str]:
+        """The node of the device, which cannot become another device's meanwhile. Raises DeviceChanged as well."""
+        async with devices.hold(namespace, self._roots.dev):
+            await in_thread(lambda: paths.require(path, volume_type), name=f"look at {path}")
+            yield f"{self._roots.dev}/{namespace.name}"
+
+    async def unmount(self, path: str) -> None:
+        await tools.umount(self._commands, path)
+
+    # ---- staging paths
+
+    async def inspect_path(self, path: str) -> PathKind:
+        return await in_thread(lambda: paths.inspect(path), name=f"look at {path}")
+
+    async def create_path(self, path: str, type: VolumeType) -> None:  # noqa: A002
+        await in_thread(lambda: paths.create(path, type), name=f"create {path}")
+
+    async def remove_path(self, path: str, type: VolumeType) -> None:  # noqa: A002
+        await in_thread(lambda: paths.remove(path, type), name=f"remove {path}")
+
+    # ---- ownership registry
+
+    def registry_owner(self, controller_name: str) -> str | None:
+        return self._registry.owner(controller_name)
+
+    def registry_claim(self, controller_name: str) -> None:
+        self._registry.claim(controller_name)
+
+    def registry_release(self, controller_name: str) -> None:
+        self._registry.release(controller_name)
+
+    # ---- events
+
+    def watch(self, callback: Callable[[Event], None]) -> AbstractAsyncContextManager[None]:
+        return uevents.watch(callback, self._roots.proc)

@@ -1,0 +1,133 @@
+"""Staging paths: looked at, made and removed without ever following a symbolic link. All of this blocks.
+
+A mounted filesystem on the way, or at the path itself, is fine. One that hangs holds up the calling thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nvmeofd.kernel.interface import PathKind, StagingPathError
+from nvmeofd.model import VolumeType
+
+_WALK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY_MODE = 0o750
+FILE_MODE = 0o600
+
+
+@contextmanager
+def _parent(path: str) -> Iterator[tuple[int, str]]:
+    """The directory that ``path`` is in, as a descriptor (O_PATH), and the last component.
+
+    ``path`` is absolute and in normal form.
+
+    Raises:
+        StagingPathError: a component on the way is missing, a symbolic link, or no directory. It is named.
+        OSError
+    """
+    *components, last = path.strip("/").split("/")
+    fd = os.open("/", _WALK | os.O_DIRECTORY)
+    walked = ""
+    try:
+        for component in components:
+            walked += f"/{component}"
+            try:
+                # Without O_DIRECTORY, so that a link can be told from a file.
+                below = os.open(component, _WALK, dir_fd=fd)
+            except FileNotFoundError:
+                raise StagingPathError(f"{walked!r} does not exist; only the last component is created") from None
+            os.close(fd)
+            fd = below
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISLNK(mode):
+                raise StagingPathError(f"{walked!r} is a symbolic link")
+            if not stat.S_ISDIR(mode):
+                raise StagingPathError(f"{walked!r} is not a directory")
+        yield fd, last
+    finally:
+        os.close(fd)
+
+
+def inspect(path: str) -> PathKind:
+    """What is at ``path``. Raises StagingPathError, OSError."""
+    with _parent(path) as (parent, name):
+        try:
+            fd = os.open(name, _WALK, dir_fd=parent)
+        except FileNotFoundError:
+            return PathKind.ABSENT
+        try:
+            status = os.fstat(fd)
+            if stat.S_ISLNK(status.st_mode):
+                raise StagingPathError(f"{path!r} is a symbolic link")
+            if stat.S_ISDIR(status.st_mode):
+                return PathKind.DIRECTORY if _has_entries(fd) else PathKind.EMPTY_DIRECTORY
+            if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+                return PathKind.EMPTY_FILE
+            return PathKind.OTHER
+        finally:
+            os.close(fd)
+
+
+def create(path: str, volume_type: VolumeType) -> None:
+    """Make the directory or the empty file. Raises StagingPathError, OSError."""
+    with _parent(path) as (parent, name):
+        try:
+            if volume_type is VolumeType.FILESYSTEM:
+                os.mkdir(name, DIRECTORY_MODE, dir_fd=parent)
+                flags, mode = os.O_RDONLY | os.O_DIRECTORY, DIRECTORY_MODE
+            else:
+                flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE
+            fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE, dir_fd=parent)
+        except FileExistsError:
+            raise StagingPathError(f"{path!r} was created by somebody else meanwhile") from None
+        try:
+            os.fchmod(fd, mode)  # whatever the umask
+        finally:
+            os.close(fd)
+
+
+def remove(path: str, volume_type: VolumeType) -> None:
+    """Remove the empty directory or empty file; absent is success, a missing parent as well.
+
+    Raises:
+        OSError: it is in use, not empty, or something else than what was created.
+    """
+    try:
+        with _parent(path) as (parent, name):
+            if volume_type is VolumeType.FILESYSTEM:
+                os.rmdir(name, dir_fd=parent)
+                return
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", path)
+            if status.st_size:
+                raise OSError(errno.ENOTEMPTY, "the file is not empty", path)
+            os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except StagingPathError as error:
+        if os.path.lexists(path):
+            raise OSError(errno.ELOOP, str(error), path) from error
+
+
+def require(path: str, volume_type: VolumeType) -> None:
+    """Right before a mount: what is there must still be something to mount on. Raises StagingPathError, OSError."""
+    kind = inspect(path)
+    if volume_type is VolumeType.FILESYSTEM:
+        if kind not in (PathKind.EMPTY_DIRECTORY, PathKind.DIRECTORY):
+            raise StagingPathError(f"{path!r} is not a directory")
+    elif kind is not PathKind.EMPTY_FILE:
+        raise StagingPathError(f"{path!r} is not an empty file")
+
+
+def _has_entries(fd: int) -> bool:
+    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is not None
+    finally:
+        os.close(directory)

@@ -1,0 +1,16 @@
+"""Where the kernel and the host keep what this package reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roots:
+    """Directories of the system, each without a slash at the end. Tests put trees of their own here."""
+
+    sys: str = "/sys"
+    proc: str = "/proc"
+    dev: str = "/dev"
+    etc_nvme: str = "/etc/nvme"
+    run_nvme: str = "/run/nvme"

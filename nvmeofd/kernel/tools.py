@@ -1,0 +1,134 @@
+"""What is asked of other programs: mount, umount, mkfs, e2fsck, blkid, udevadm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from nvmeofd.kernel.commands import Commands
+from nvmeofd.kernel.interface import CommandError, Content
+
+# How each mkfs is told to be quiet and which UUID to use, and to go ahead on a device that is not blank. mkfs.xfs and
+# mkfs.btrfs refuse such a device; mke2fs would ask, but without a terminal it just goes ahead
+# (check_plausibility and proceed_question, misc/mke2fs.c).
+_MKFS: dict[str, tuple[str, ...]] = {
+    "ext2": ("-q", "-U", "{uuid}"),
+    "ext3": ("-q", "-U", "{uuid}"),
+    "ext4": ("-q", "-U", "{uuid}"),
+    "xfs": ("-q", "-m", "uuid={uuid}"),
+    "btrfs": ("-q", "-U", "{uuid}"),
+}
+_MKFS_FORCE = {"ext2": "-F", "ext3": "-F", "ext4": "-F", "xfs": "-f", "btrfs": "-f"}
+_E2FSCK_TYPES = frozenset({"ext2", "ext3", "ext4"})
+_E2FSCK_REASONS = {
+    2: "errors were corrected, and it asks for a reboot",
+    4: "errors are left, run e2fsck by hand",
+    8: "operational error",
+    16: "usage error",
+    32: "cancelled",
+    128: "shared library error",
+}
+_BLKID_NOTHING = 2  # also when the device could not be opened, which it says on stderr
+_BLKID_AMBIVALENT = 8
+_SETTLE_SECONDS = 30
+
+
+def mkfs_supported(commands: Commands, fstype: str) -> bool:
+    """Whether this host has mkfs for the type and it is known how to run it."""
+    return fstype in _MKFS and commands.available(f"mkfs.{fstype}")
+
+
+async def mkfs(commands: Commands, fstype: str, device: str, *, uuid: str, options: Sequence[str], force: bool) -> None:
+    """Make a filesystem. Raises CommandError."""
+    tool = f"mkfs.{fstype}"
+    if fstype not in _MKFS:
+        raise CommandError(tool, 127, "not supported")
+    fixed = [argument.format(uuid=uuid) for argument in _MKFS[fstype]]
+    if force:
+        fixed.append(_MKFS_FORCE[fstype])
+    await commands.run(tool, *fixed, *options, "--", device)
+
+
+async def fsck(commands: Commands, fstype: str, device: str) -> None:
+    """Check a filesystem and repair what is safe to repair (e2fsck -p), for types that want that before a mount.
+
+    xfs and btrfs replay their logs when they are mounted and have no such check.
+
+    Raises:
+        CommandError: anything but "clean" (0) and "all corrected" (1), see e2fsck(8), EXIT CODE.
+    """
+    if fstype not in _E2FSCK_TYPES:
+        return
+    try:
+        await commands.run("e2fsck", "-p", "--", device, good=(0, 1))
+    except CommandError as error:
+        reasons = [text for bit, text in _E2FSCK_REASONS.items() if 0 < error.status < 256 and error.status & bit]
+        raise CommandError("e2fsck", error.status, ", ".join([*reasons, error.reason])) from error
+
+
+async def blkid(commands: Commands, device: str) -> Content:
+    """What superblocks and partition tables are on the device itself, past any cache. Raises CommandError.
+
+    A read error looks like "nothing found" (blkid reports both with status 2).
+    """
+    output = await commands.run(
+        "blkid", "-p", "-o", "export", "--", device, good=(0, _BLKID_NOTHING, _BLKID_AMBIVALENT)
+    )
+    if output.status == _BLKID_AMBIVALENT:
+        return Content(ambivalent=True)
+    if output.status == _BLKID_NOTHING:
+        if output.stderr.strip():
+            raise CommandError("blkid", output.status, output.reason())
+        return Content()
+    return content_of(parse_export(output.stdout.decode("utf-8", "replace")))
+
+
+def parse_export(text: str) -> dict[str, str]:
+    r"""Parse ``blkid -o export``: one ``KEY=value`` a line, shell-escaped with backslashes."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {key: re.sub(r"\\(.)", r"\1", value) for key, equals, value in pairs if equals}
+
+
+def content_of(tags: dict[str, str]) -> Content:
+    """What the tags of one device amount to."""
+    fstype = uuid = ""
+    other = []
+    kind = tags.get("TYPE", "")
+    if kind and tags.get("USAGE") == "filesystem":
+        fstype, uuid = kind, tags.get("UUID", "")
+    elif kind or "USAGE" in tags:  # raid, crypto, other (swap, LVM)
+        other.append(kind or tags["USAGE"])
+    if "PTTYPE" in tags:
+        other.append(f"{tags['PTTYPE']} partition table")
+    return Content(fstype, uuid, ", ".join(other))
+
+
+async def mount(commands: Commands, device: str, path: str, fstype: str, options: Sequence[str]) -> None:
+    """Mount a filesystem on ``path``. Raises CommandError.
+
+    Neither fstab nor links nor helpers of the type (mount.TYPE) have a say in it.
+    """
+    await commands.run(*_MOUNT, "-t", fstype, *_joined(options), "--", device, path)
+
+
+async def bind(commands: Commands, source: str, path: str, options: Sequence[str]) -> None:
+    """Bind ``source`` onto ``path``. Raises CommandError."""
+    await commands.run(*_MOUNT, *_joined(("bind", *options)), "--", source, path)
+
+
+async def umount(commands: Commands, path: str) -> None:
+    """Unmount what is topmost at ``path``. Raises CommandError."""
+    await commands.run("umount", "--no-canonicalize", "--", path)
+
+
+# Staging paths have no symbolic links, so there is nothing to canonicalize; and doing so stats every component.
+_MOUNT = ("mount", "--internal-only", "--no-canonicalize", "--options-source=disable")
+
+
+def _joined(options: Sequence[str]) -> tuple[str, ...]:
+    return ("-o", ",".join(options)) if options else ()
+
+
+async def settle(commands: Commands) -> None:
+    """Wait until udev has worked off its queue. Raises CommandError, also after 30 seconds."""
+    await commands.run("udevadm", "settle", f"--timeout={_SETTLE_SECONDS}")
