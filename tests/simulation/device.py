@@ -57,11 +57,11 @@ class SimLockedDevice:
                 raise CommandError(f"mkfs.{fstype}", 1, f"{self._head.path}: cannot be written")
             if any(use.exclusive for use in world.uses(self._head)):
                 raise CommandError(f"mkfs.{fstype}", 1, f"{self._head.path} is apparently in use by the system")
-            if not disk.blank and not disk.unfinished:
+            if not disk.blank and not disk.untouched:
                 world.violation(f"formatted {self._head.path} ({disk.wwid(self._head.nsid)}), which is not blank")
             disk.other, disk.ambivalent, disk.damaged = "", False, False
             disk.fstype, disk.fs_uuid = world.rng.choice((("", ""), (fstype, uuid)))
-            disk.garbage = disk.unfinished = True
+            disk.garbage = disk.unfinished = disk.untouched = True
 
         def finish() -> None:
             if self._head.gone:

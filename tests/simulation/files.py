@@ -29,6 +29,7 @@ class Files:
     def __init__(self, mounted: Callable[[str], VolumeType | None]) -> None:
         self._mounted = mounted
         self.nodes: dict[str, Node] = {}
+        self.made: set[str] = set()  # what the daemon made, and did not remove
         for path in ("/", "/srv", "/mnt", "/etc", "/var", "/var/lib", "/run", "/dev", "/proc", "/sys"):
             self.nodes[path] = Node.DIRECTORY
 
@@ -43,6 +44,8 @@ class Files:
         """Remove whatever is there, and below."""
         for other in [p for p in self.nodes if p == path or p.startswith(path + "/")]:
             del self.nodes[other]
+            self.made.discard(other)
+            self.made.discard(other)
 
     def occupied(self, path: str) -> bool:
         """Whether a directory has entries."""
@@ -88,6 +91,7 @@ class Files:
         self._check_parents(path)
         if path in self.nodes:
             raise os_error(errno.EEXIST, path)
+        self.made.add(path)
         self.nodes[path] = Node.DIRECTORY if kind is VolumeType.FILESYSTEM else Node.EMPTY_FILE
 
     def unlink(self, path: str, kind: VolumeType) -> None:
@@ -104,3 +108,4 @@ class Files:
         elif node is not Node.EMPTY_FILE:
             raise os_error(errno.EISDIR if node is Node.DIRECTORY else errno.EEXIST, path)
         del self.nodes[path]
+        self.made.discard(path)

@@ -17,48 +17,38 @@ from nvmeofd.kernel.interface import (
     CommandError,
     ConnectError,
     ConnectParameters,
-    DeviceChanged,
-    Event,
-    EventKind,
     ForeignMount,
     LockedDevice,
     OpenFile,
     PathKind,
     ProcessScan,
     StagingPathError,
-    Swap,
 )
 from nvmeofd.model import (
     Address,
     Controller,
     DeviceNumber,
-    HostIdentity,
     Namespace,
-    Subsystem,
     VolumeType,
 )
 from tests.simulation.device import SimLockedDevice
 from tests.simulation.faults import FaultPlan
 from tests.simulation.files import Node
-from tests.simulation.guardian import CLAIM, MOUNTS, PROCESSES, Guardian, looked
-from tests.simulation.process import Calls
-from tests.simulation.state import SimController, SimHead, SimMount
+from tests.simulation.guardian import CLAIM, PROCESSES, Guardian, looked
+from tests.simulation.reads import SimReads
+from tests.simulation.state import SimHead, SimMount
 from tests.simulation.world import SimWorld
 
-OWNER = "nvmeofd"
 
-
-class SimKernel(Calls):
+class SimKernel(SimReads):
     """The kernel as one daemon process sees it."""
 
     def __init__(self, world: SimWorld, faults: FaultPlan | None = None) -> None:
-        super().__init__(world, faults or FaultPlan(world.rng.randrange(1 << 30)))
+        super().__init__(world, faults)
         self.claims: list[SimHead] = []
         self.opened: list[SimHead] = []  # held open (claims and locks)
         self.guardian = Guardian(self)
         self._locks: list[SimHead] = []
-        self._generation = -1
-        self._callbacks: list[Callable[[Event], None]] = []
         world.handles.append(self)
 
     def _died(self) -> None:
@@ -70,81 +60,11 @@ class SimKernel(Calls):
             self.world.handles.remove(self)
         self.world.released()
 
-    # ---- host
-
-    def host_identity(self) -> HostIdentity:
-        self.read("host_identity")
-        return self.world.host
-
-    def multipath(self) -> bool:
-        self.read("multipath")
-        return self.world.multipath
-
-    def mkfs_supported(self, fstype: str) -> bool:
-        return fstype in self.world.mkfs_types
-
-    # ---- subsystems
-
-    def subsystems(self) -> tuple[Subsystem, ...]:
-        self.read("subsystems")
-        found = [s.snapshot() for s in self.world.fabric.subsystems if s.controllers or s.heads]
-        for subsystem in found:
-            looked(subsystem.nqn, self.world.tick())
-        return tuple(found)
-
-    def subsystem(self, nqn: str) -> Subsystem | None:
-        self.read("subsystem", nqn)
-        looked(nqn, self.world.tick())
-        subsystem = self.world.fabric.subsystem(nqn)
-        return subsystem.snapshot() if subsystem and (subsystem.controllers or subsystem.heads) else None
-
-    def holders(self, namespace: Namespace) -> tuple[tuple[str, str], ...]:
-        self.read("holders", namespace.path)
-        head = self._head(namespace)
-        return tuple((h.device, h.name) for h in self.world.holders if h.head is head and head is not None)
-
-    def swaps(self) -> tuple[Swap, ...]:
-        self.read("swaps")
-        return tuple(Swap(f"/dev/{swap.device.name}", swap.device.number) for swap in self.world.swaps)
-
-    def device_number(self, path: str) -> DeviceNumber | None:
-        self.check_alive()
-        for subsystem in self.world.fabric.subsystems:
-            for head in subsystem.heads:
-                for device in head.devices:
-                    if path == f"/dev/{device.name}":
-                        return device.number
-        return None
-
-    def btrfs_siblings(self, device: str) -> frozenset[str]:
-        self.check_alive()
-        heads = [h for s in self.world.fabric.subsystems for h in s.heads]
-        own = next((h for h in heads if any(d.name == device for d in h.devices)), None)
-        if own is None:
-            return frozenset()
-        family = [h for h in heads if h is own or (own.disk.btrfs_group and h.disk.btrfs_group == own.disk.btrfs_group)]
-        mounted = any(m.fstype == "btrfs" for h in family for m in self.world.mounts.of(h))
-        return frozenset(h.name for h in family) if mounted else frozenset()
-
     async def rescan(self, controller: Controller) -> None:
         def effect() -> None:
-            self.world.fabric.scan(self._controller(controller))
+            self.world.fabric.scan(self.require_controller(controller))
 
         await self.call("rescan", effect, detail=controller.name)
-
-    # ---- mount table
-
-    def mounts_changed(self) -> bool:
-        self.read("mounts_changed")
-        changed = self.world.mounts.generation != self._generation
-        self._generation = self.world.mounts.generation
-        looked(MOUNTS, self.world.tick())
-        return changed
-
-    def mount_lines(self) -> tuple[bytes, ...]:
-        self.read("mount_lines")
-        looked(MOUNTS, self.world.tick())
-        return self.world.mounts.host_lines()
 
     # ---- connections
 
@@ -179,7 +99,7 @@ class SimKernel(Calls):
 
     async def delete_controller(self, controller: Controller) -> None:
         def effect() -> None:
-            found = self._find(controller)
+            found = self.find_controller(controller)
             if found is not None:
                 self.guardian.check_deletion(found)
                 self.world.fabric.remove(found)
@@ -199,7 +119,7 @@ class SimKernel(Calls):
         def effect() -> None:
             try:
                 for namespace in namespaces:
-                    head = self._require(namespace)
+                    head = self.require_head(namespace)
                     try:
                         self.world.require_free(head)
                     except OSError as error:
@@ -276,7 +196,7 @@ class SimKernel(Calls):
         mine: list[SimHead] = []
 
         def effect() -> SimHead:
-            head = self._require(namespace)
+            head = self.require_head(namespace)
             mine.append(head)
             self._locks.append(head)
             self.opened.append(head)
@@ -302,7 +222,7 @@ class SimKernel(Calls):
 
     async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
         def effect() -> None:
-            head = self._require(namespace)
+            head = self.require_head(namespace)
             self._check_not_link(path)
             if "_netdev" not in options:
                 self.world.violation(f"mounted {path} without _netdev")
@@ -318,7 +238,7 @@ class SimKernel(Calls):
 
     async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> None:
         def effect() -> None:
-            head = self._require(namespace)
+            head = self.require_head(namespace)
             self._check_not_link(path)
             try:
                 mount = self.world.mounts.bind_device(head, path, by=self)
@@ -354,84 +274,12 @@ class SimKernel(Calls):
     async def remove_path(self, path: str, type: VolumeType) -> None:  # noqa: A002 - as the interface
         await self.call("remove_path", lambda: self.world.files.unlink(path, type), detail=path)
 
-    # ---- registry
-
-    def registry_owner(self, controller_name: str) -> str | None:
-        self.read("registry_owner", controller_name)
-        return self.world.registry.get(controller_name)
-
-    def registry_claim(self, controller_name: str) -> None:
-        self.read("registry_claim", controller_name)
-        self.world.registry[controller_name] = OWNER
-
-    def registry_release(self, controller_name: str) -> None:
-        self.read("registry_release", controller_name)
-        if self.world.registry.get(controller_name) == OWNER:
-            del self.world.registry[controller_name]
-
-    # ---- events
-
-    def watch(self, callback: Callable[[Event], None]) -> AbstractAsyncContextManager[None]:
-        return self._watch(callback)
-
-    @contextlib.asynccontextmanager
-    async def _watch(self, callback: Callable[[Event], None]) -> AsyncIterator[None]:
-        self.read("watch")
-        self._callbacks.append(callback)
-        try:
-            yield
-        finally:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
-
-    def notify(self, event: Event) -> None:
-        """The world reports an event; the plan may lose, double or delay it."""
-        faults, rng = self.faults.events, self.faults.rng
-        if not self._callbacks or rng.random() < faults.loss:
-            return
-        copies = 2 if rng.random() < faults.duplicate else 1
-        if rng.random() < faults.overflow:
-            event = Event(EventKind.OVERFLOW)
-        loop = asyncio.get_running_loop()
-        for callback in self._callbacks:
-            for _ in range(copies):
-                delay = rng.uniform(0, faults.delay) if faults.delay else 0.0
-                loop.call_later(delay, self._deliver, callback, event, context=self.process.context)
-
-    def _deliver(self, callback: Callable[[Event], None], event: Event) -> None:
-        if callback in self._callbacks:
-            callback(event)
-
-    # ---- finding what a value means
-
-    def _head(self, namespace: Namespace) -> SimHead | None:
-        subsystem = self.world.fabric.subsystem(namespace.nqn)
-        return next((h for h in subsystem.heads if h.is_incarnation(namespace)), None) if subsystem else None
-
-    def _require(self, namespace: Namespace) -> SimHead:
-        head = self._head(namespace)
-        if head is None:
-            raise DeviceChanged(f"{namespace.path} is not the device it was")
-        return head
-
     def _io(self, namespace: Namespace) -> Callable[[], bool]:
         def ready() -> bool:
-            head = self._head(namespace)
+            head = self.find_head(namespace)
             return head is None or not head.stuck
 
         return ready
-
-    def _find(self, controller: Controller) -> SimController | None:
-        for found in self.world.fabric.controllers():
-            if (found.name, found.instance) == (controller.name, controller.instance):
-                return found
-        return None
-
-    def _controller(self, controller: Controller) -> SimController:
-        found = self._find(controller)
-        if found is None:
-            raise DeviceChanged(f"{controller.name} is not the controller it was")
-        return found
 
     def _check_not_link(self, path: str) -> None:
         if self.world.files.nodes.get(path) is Node.SYMLINK:

@@ -96,6 +96,7 @@ class MountTable:
                 raise os_error(errno.EINVAL, head.path)
             if "ro" not in options and not head.disk.writable:
                 raise os_error(errno.EROFS, head.path)
+        head.disk.untouched = False
         if shared is not None:
             number = shared.number
         elif fstype == "btrfs":

@@ -52,10 +52,10 @@ class Calls:
         if self.killed:
             raise ProcessKilled
 
-    def read(self, name: str, detail: str = "") -> None:
-        """A plain read passes here. Raises OSError when the plan says so."""
+    def read(self, name: str, detail: str = "", *, after: bool = False) -> None:
+        """A plain call passes here. Raises OSError when the plan says so."""
         self.check_alive()
-        for rule in self.faults.matching(name, detail, after=False):
+        for rule in self.faults.matching(name, detail, after=after):
             if rule.action is not None:
                 rule.action()
             if rule.crash:

@@ -39,7 +39,7 @@ class Pool:
         self._used.remove(number)
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, kw_only=True, repr=False)
 class SimController:
     name: str
     index: int
@@ -51,6 +51,9 @@ class SimController:
     state: str = "live"
     down_since: int = 0  # which outage this is, so that an old timer does not end a new one
     by_daemon: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.address} {self.state}>"
 
     def snapshot(self) -> Controller:
         return Controller(
@@ -68,7 +71,7 @@ class SimController:
         )
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, kw_only=True, repr=False)
 class SimHead:
     """One incarnation of a namespace's disk on the host."""
 
@@ -86,6 +89,9 @@ class SimHead:
     paths: list[SimController] = field(default_factory=list)
     gone: bool = False
     read_only: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{self.name} nsid {self.nsid} diskseq {self.diskseq}{' gone' if self.gone else ''}>"
 
     @property
     def path(self) -> str:
@@ -124,7 +130,7 @@ class SimHead:
         return not self.gone and self.snapshot().same_incarnation(namespace)
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
+@dataclass(eq=False, slots=True, kw_only=True, repr=False)
 class SimSubsystem:
     """A subsystem on the host. It has the index of its first controller, and keeps it to its own end."""
 
@@ -134,6 +140,9 @@ class SimSubsystem:
     heads: list[SimHead] = field(default_factory=list)
     zombies: list[SimHead] = field(default_factory=list)  # gone, but something still has them open
     head_pool: Pool = field(default_factory=lambda: Pool(1))
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.nqn} {self.controllers} {self.heads}>"
 
     @property
     def name(self) -> str:

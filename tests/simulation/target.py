@@ -30,6 +30,7 @@ class Disk:
     partitions: int = 0
     btrfs_group: str = ""  # devices of one btrfs share it
     unfinished: bool = False  # a mkfs of the daemon began here and did not end
+    untouched: bool = False  # whatever is on it comes from a mkfs of the daemon, and was never mounted
     formatted: list[str] = field(default_factory=list)  # the types it was formatted with, in order
 
     @property

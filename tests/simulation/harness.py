@@ -1,0 +1,279 @@
+"""The daemon's core on a simulated host: boot it, call it, kill it, and hold it to its promises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from nvmeofd.config import Config
+from nvmeofd.errors import NvmeofdError
+from nvmeofd.journal import Journal, Phase
+from nvmeofd.model import VolumeState
+from nvmeofd.operations.engine import Engine
+from nvmeofd.operations.volumes import Volume
+from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.workers import Job
+from tests.simulation.clock import ProcessKilled
+from tests.simulation.faults import FaultPlan
+from tests.simulation.kernel import SimKernel
+from tests.simulation.world import SimWorld
+
+_UNSIGNED = {
+    "timeout",
+    "min_paths",
+    "reconnect_delay",
+    "keep_alive_tmo",
+    "nr_io_queues",
+    "queue_size",
+}
+
+
+def typed(options: Mapping[str, Any]) -> dict[str, Typed]:
+    """Options as the bus hands them over, from keyword arguments."""
+    found = {}
+    for name, value in options.items():
+        if isinstance(value, bool):
+            signature = "b"
+        elif isinstance(value, int):
+            signature = "u" if name in _UNSIGNED else "i"
+        elif isinstance(value, str):
+            signature = "s"
+        else:
+            signature = "as"
+        found[name.replace("_", "-")] = Typed(signature, value)
+    return found
+
+
+class Died(Exception):
+    """The daemon was killed before it answered."""
+
+
+class MemoryStore:
+    """The journal's files, which outlive the daemon."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+
+class StoreOfProcess:
+    """The journal's files as one daemon process reaches them: each write is a point where it may fail or die."""
+
+    def __init__(self, store: MemoryStore, kernel: SimKernel) -> None:
+        self._files = store.files
+        self._kernel = kernel
+
+    def _point(self, name: str, detail: str, *, after: bool) -> None:
+        faults = self._kernel.faults
+        if faults.passes(name, detail, after=after):
+            self._kernel.kill()
+            raise ProcessKilled
+        self._kernel.read(name, detail, after=after)
+
+    def load(self) -> Mapping[str, bytes]:
+        self._kernel.read("journal_load")
+        return dict(self._files)
+
+    def write(self, name: str, content: bytes) -> None:
+        self._point("journal_write", name, after=False)
+        self._files[name] = content
+        self._point("journal_write", name, after=True)
+
+    def delete(self, name: str) -> None:
+        self._point("journal_delete", name, after=False)
+        self._files.pop(name, None)
+        self._point("journal_delete", name, after=True)
+
+
+class Recorder:
+    """Implements nvmeofd.operations.observer.Observer and checks that what it is told adds up."""
+
+    def __init__(self) -> None:
+        self.volumes: dict[str, Volume] = {}
+        self.jobs: dict[int, Job] = {}
+        self.finished: list[tuple[Job, NvmeofdError | None]] = []
+        self.steps: list[str] = []
+        self.wrong: list[str] = []
+
+    def _expect(self, holds: bool, text: str) -> None:
+        if not holds:
+            self.wrong.append(text)
+
+    def volume_added(self, volume: Volume) -> None:
+        self._expect(volume.staging_path not in self.volumes, f"{volume.staging_path} was added twice")
+        self.volumes[volume.staging_path] = volume
+
+    def volume_changed(self, volume: Volume) -> None:
+        self._expect(volume.staging_path in self.volumes, f"{volume.staging_path} changed, but was not there")
+        self.volumes[volume.staging_path] = volume
+
+    def volume_removed(self, staging_path: str) -> None:
+        self._expect(staging_path in self.volumes, f"{staging_path} was removed, but was not there")
+        self.volumes.pop(staging_path, None)
+
+    def subsystems_changed(self) -> None:
+        pass
+
+    def job_added(self, job: Job) -> None:
+        self._expect(job.number not in self.jobs, f"job {job.number} was added twice")
+        self.jobs[job.number] = job
+
+    def job_changed(self, job: Job) -> None:
+        self._expect(job.number in self.jobs, f"job {job.number} changed, but was not there")
+        self.steps.append(str(job.step))
+
+    def job_finished(self, job: Job, error: NvmeofdError | None) -> None:
+        self._expect(job.number in self.jobs, f"job {job.number} finished, but was not there")
+        self._expect(job.result.done(), f"job {job.number} finished without an answer")
+        self.jobs.pop(job.number, None)
+        self.finished.append((job, error))
+
+
+class Host:
+    """A simulated host with the daemon on it. ``kernel``, ``engine`` and ``observer`` are those of its present life."""
+
+    kernel: SimKernel
+    engine: Engine
+    observer: Recorder
+
+    def __init__(self, world: SimWorld, config: Config | None = None) -> None:
+        self.world = world
+        self.config = config or Config()
+        self.store = MemoryStore()
+
+    async def boot(self, faults: FaultPlan | None = None) -> None:
+        """Start the daemon. Raises what its start raises, and Died."""
+        self.kernel = SimKernel(self.world, faults)
+        self.observer = Recorder()
+        journal = Journal(StoreOfProcess(self.store, self.kernel))
+        self.engine = Engine(kernel=self.kernel, journal=journal, config=self.config, observer=self.observer)
+        await self.call(self.engine.start())
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.kernel.kill()
+
+    async def stop(self) -> None:
+        """An orderly end."""
+        await self.call(self.engine.drain())
+        await self.call(self.engine.close())
+        self.world.handles.remove(self.kernel)
+
+    def submit(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine as part of the daemon and return at once."""
+        task: asyncio.Task[Any] = self.kernel.spawn(coro)
+        task.add_done_callback(lambda _: self.world.changed(), context=contextvars.Context())
+        return task
+
+    async def answer(self, task: asyncio.Task[Any]) -> Any:
+        """Wait for what :meth:`submit` started. Raises Died when the daemon is killed first."""
+        kernel = self.kernel
+        await self.world.until(lambda: task.done() or kernel.killed)
+        if not task.done() or kernel.killed:
+            raise Died
+        return task.result()
+
+    async def call(self, coro: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine as part of the daemon and wait for it."""
+        return await self.answer(self.submit(coro))
+
+    # ---- the verbs, with options as keyword arguments
+
+    def start_stage(
+        self, nqn: str, namespace: str, addresses: list[str], path: str, **options: Any
+    ) -> asyncio.Task[Any]:
+        return self.submit(self.engine.stage(parse_stage(nqn, namespace, addresses, path, typed(options))))
+
+    def start_unstage(self, path: str, **options: Any) -> asyncio.Task[Any]:
+        return self.submit(self.engine.unstage(parse_unstage(path, typed(options))))
+
+    def start_disconnect(self, nqn: str, **options: Any) -> asyncio.Task[Any]:
+        return self.submit(self.engine.disconnect(parse_disconnect(nqn, typed(options))))
+
+    async def stage(self, nqn: str, namespace: str, addresses: list[str], path: str, **options: Any) -> Volume:
+        volume: Volume = await self.answer(self.start_stage(nqn, namespace, addresses, path, **options))
+        return volume
+
+    async def unstage(self, path: str, **options: Any) -> bool:
+        disconnected: bool = await self.answer(self.start_unstage(path, **options))
+        return disconnected
+
+    async def disconnect(self, nqn: str, **options: Any) -> tuple[str, ...]:
+        names: tuple[str, ...] = await self.answer(self.start_disconnect(nqn, **options))
+        return names
+
+    # ---- the promises
+
+    async def quiesce(self, seconds: float = 60.0) -> None:
+        """Let everything settle: events delivered, jobs done, deferred work tried again."""
+        await asyncio.sleep(seconds)
+
+    def journal(self) -> Journal:
+        """What is written down right now."""
+        kernel = SimKernel(self.world)
+        self.world.handles.remove(kernel)
+        journal = Journal(StoreOfProcess(self.store, kernel))
+        journal.load()
+        return journal
+
+    def complaints(self) -> list[str]:
+        """Everything that must not be so at quiescence."""
+        found = [*self.world.violations, *self.observer.wrong]
+        found += [f"still running: {job}" for job in self.engine.jobs.values()]
+        if self.kernel.claims or self.kernel.opened:
+            found.append("devices are still held open")
+        found += self._left_connected()
+        found += self._volumes()
+        found += self._leftovers()
+        return found
+
+    def _left_connected(self) -> list[str]:
+        found = []
+        records = self.journal().subsystems
+        for subsystem in self.world.fabric.subsystems:
+            own = [c for c in subsystem.controllers if c.by_daemon]
+            keep = subsystem.nqn in records and records[subsystem.nqn].keep
+            used = self.world.subsystem_uses(subsystem.nqn, but=self.kernel)
+            if own and not keep and not used:
+                names = ", ".join(c.name for c in own)
+                found.append(f"{subsystem.nqn} is left connected ({names}), and nothing uses it")
+        return found
+
+    def _volumes(self) -> list[str]:
+        found = []
+        if dict(self.engine.volumes) != self.observer.volumes:
+            found.append("the observer was told of other volumes than there are")
+        for path, volume in self.engine.volumes.items():
+            mounts = [m for m in self.world.mounts.at(path) if m.by_daemon]
+            heads = [m.head for m in mounts if m.head and not m.head.gone]
+            there = any(h.disk.wwid(h.nsid) == volume.wwid and h.diskseq == volume.diskseq for h in heads)
+            if volume.state is VolumeState.LOST and there:
+                found.append(f"{path} is called lost, but is mounted")
+            if volume.state is not VolumeState.LOST and not there:
+                found.append(f"{path} is called {volume.state}, but is not mounted")
+        for mount in self.world.mounts.mounts:
+            if mount.by_daemon and mount.space == 0 and mount.mount_point not in self.engine.volumes:
+                found.append(f"the daemon's mount at {mount.mount_point} is left over")
+        return found
+
+    def _leftovers(self) -> list[str]:
+        found = []
+        journal = self.journal()
+        if set(journal.volumes) != set(self.engine.volumes):
+            found.append(f"journal has volumes {sorted(journal.volumes)}, the daemon {sorted(self.engine.volumes)}")
+        for volume in journal.volumes.values():
+            if volume.phase is not Phase.STAGED:
+                found.append(f"{volume.staging_path} is in phase {volume.phase}")
+        for path in self.world.files.made:
+            used = path in self.engine.volumes or self.world.mounts.at(path) or self.world.files.occupied(path)
+            if not used:
+                found.append(f"{path}, made by the daemon, is left over")
+        own = {c.instance for c in self.world.fabric.controllers() if c.by_daemon}
+        for record in journal.subsystems.values():
+            if record.intent is not None:
+                found.append(f"an intent to connect {record.nqn} is left over")
+            found += [f"journal has {c.name}, which is gone" for c in record.controllers if c.instance not in own]
+        names = {c.name for c in self.world.fabric.controllers()}
+        found += [f"registry has {name}, which is gone" for name in self.world.registry if name not in names]
+        return found
