@@ -1,0 +1,206 @@
+"""Subsystems, controllers and namespaces read from a sysfs tree."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvmeofd.kernel.attributes import Gone, present
+from nvmeofd.kernel.sysfs import Sysfs, hex_digits, parse_address
+from nvmeofd.model import Address, DeviceNumber, NamespaceId
+
+from . import trees
+from .trees import NQN, UUID
+
+identifiers = st.binary(min_size=16, max_size=16)
+
+
+@given(identifiers)
+def test_forms_of_an_identifier(identifier: bytes) -> None:
+    digits = identifier.hex() if any(identifier) else ""
+    assert hex_digits(str(uuid.UUID(bytes=identifier))) == digits
+    assert hex_digits(identifier.hex(" ")) == digits
+    assert hex_digits(identifier.hex().upper()) == digits
+
+
+def test_addresses() -> None:
+    assert parse_address("traddr=fe80::1%eth0,trsvcid=4420,host_iface=eth0,src_addr=fe80::2\n") == {
+        "traddr": "fe80::1%eth0",
+        "trsvcid": "4420",
+        "host_iface": "eth0",
+        "src_addr": "fe80::2",
+    }
+    assert parse_address("\n") == {}
+    assert parse_address("traddr=nn-0x1:pn-0x2,host_traddr=nn-0x3:pn-0x4")["host_traddr"] == "nn-0x3:pn-0x4"
+
+
+def test_no_nvme_at_all(tmp_path: Path) -> None:
+    assert Sysfs(str(tmp_path)).subsystems() == ()
+    assert Sysfs(str(tmp_path)).multipath()
+    assert Sysfs(str(tmp_path)).btrfs_siblings("nvme0n1") == frozenset()
+
+
+def test_two_paths_and_two_namespaces(tmp_path: Path) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    first = trees.controller(tmp_path, subsystem, "nvme0")
+    trees.controller(tmp_path, subsystem, "nvme1", address="traddr=127.0.0.2,trsvcid=4420", state="connecting")
+    trees.disk(tmp_path, subsystem, "nvme0n1", dev="259:4", partitions=2, nguid=UUID, eui="00 11 22 33 44 55 66 77")
+    trees.disk(tmp_path, subsystem, "nvme0n2", dev="259:9", diskseq="18", nsid="2")
+    trees.disk(tmp_path, first, "nvme0c0n1", hidden="1")
+    trees.write(tmp_path / "class/nvme-generic/ng0n1", dev="240:0")
+
+    (found,) = Sysfs(str(tmp_path)).subsystems()
+    assert (found.nqn, found.name) == (NQN, "nvme-subsys0")
+    assert [(c.name, c.traddr, c.trsvcid, c.state) for c in found.controllers] == [
+        ("nvme0", "127.0.0.1", "4420", "live"),
+        ("nvme1", "127.0.0.2", "4420", "connecting"),
+    ]
+    assert found.controllers[0].instance == os.stat(first).st_ino
+    assert found.controllers[0].serves(Address.parse("tcp://127.0.0.1"))
+    one, two = found.namespaces
+    assert (one.name, one.number, one.diskseq, one.nsid, one.size) == ("nvme0n1", DeviceNumber(259, 4), 17, 1, 1 << 20)
+    assert one.matches(NamespaceId.parse(UUID))
+    assert one.nguid == UUID.replace("-", "")
+    assert one.eui64 == "0011223344556677"
+    assert [p.name for p in one.partitions] == ["nvme0n1p1", "nvme0n1p2"]
+    assert one.generic == DeviceNumber(240, 0)
+    assert (two.name, two.generic, two.nqn) == ("nvme0n2", None, NQN)
+    assert Sysfs(str(tmp_path)).subsystem(NQN) == found
+    assert Sysfs(str(tmp_path)).subsystem(NQN + "x") is None
+    same = Sysfs(str(tmp_path)).namespace("nvme0n1")
+    assert same
+    assert same.same_incarnation(one)
+    assert Sysfs(str(tmp_path)).namespace("nvme0c0n1") is None
+    assert Sysfs(str(tmp_path)).namespace("nvme7n1") is None
+
+
+def test_the_nguid_in_the_uuid_attribute_is_no_uuid(tmp_path: Path) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    trees.controller(tmp_path, subsystem, "nvme0")
+    digits = UUID.replace("-", "")
+    trees.disk(tmp_path, subsystem, "nvme0n1", wwid=f"eui.{digits}", uuid=UUID, nguid=UUID)
+    (found,) = Sysfs(str(tmp_path)).subsystems()
+    (namespace,) = found.namespaces
+    assert (namespace.uuid, namespace.nguid) == ("", digits)
+    assert not namespace.matches(NamespaceId.parse(UUID))
+    assert namespace.matches(NamespaceId.parse(f"eui.{digits}"))
+
+
+def test_without_multipath_the_disks_are_below_the_controllers(tmp_path: Path) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    trees.disk(tmp_path, trees.controller(tmp_path, subsystem, "nvme0"), "nvme0n1")
+    trees.disk(tmp_path, trees.controller(tmp_path, subsystem, "nvme1"), "nvme1n1")
+    (found,) = Sysfs(str(tmp_path)).subsystems()
+    assert [n.name for n in found.namespaces] == ["nvme0n1", "nvme1n1"]
+
+
+def test_local_disks_are_not_listed(tmp_path: Path) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    trees.controller(tmp_path, subsystem, "nvme0", transport="pcie", address="0000:00:1f.2")
+    trees.disk(tmp_path, subsystem, "nvme0n1")
+    assert Sysfs(str(tmp_path)).subsystems() == ()
+
+
+def test_a_subsystem_with_disks_left_but_no_controllers_is_listed(tmp_path: Path) -> None:
+    trees.disk(tmp_path, trees.subsystem(tmp_path, "nvme-subsys0"), "nvme0n1")
+    trees.subsystem(tmp_path, "nvme-subsys1", NQN + "2")
+    (found,) = Sysfs(str(tmp_path)).subsystems()
+    assert found.controllers == ()
+    assert len(found.namespaces) == 1
+
+
+def test_two_directories_with_one_nqn_are_one_subsystem(tmp_path: Path) -> None:
+    trees.disk(tmp_path, trees.subsystem(tmp_path, "nvme-subsys0"), "nvme0n1")
+    trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys3"), "nvme3")
+    found = Sysfs(str(tmp_path)).subsystem(NQN)
+    assert found
+    assert (found.name, len(found.controllers), len(found.namespaces)) == ("nvme-subsys3", 1, 1)
+
+
+def test_a_vanished_controller_is_left_out(tmp_path: Path) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    trees.controller(tmp_path, subsystem, "nvme0")
+    shutil.rmtree(trees.controller(tmp_path, subsystem, "nvme1"))
+    (found,) = Sysfs(str(tmp_path)).subsystems()
+    assert [c.name for c in found.controllers] == ["nvme0"]
+
+
+@pytest.mark.parametrize("attribute", ["wwid", "dev", "diskseq", "size", "nsid", "hidden"])
+def test_what_is_there_but_cannot_be_read_is_an_error(tmp_path: Path, attribute: str) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    trees.controller(tmp_path, subsystem, "nvme0")
+    (trees.disk(tmp_path, subsystem, "nvme0n1") / attribute).unlink()
+    with pytest.raises(OSError, match="cannot be read"):
+        Sysfs(str(tmp_path)).subsystems()
+
+
+@pytest.mark.parametrize("attribute", ["transport", "state"])
+def test_a_controller_that_cannot_be_read_is_an_error(tmp_path: Path, attribute: str) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    (trees.controller(tmp_path, subsystem, "nvme0") / attribute).unlink()
+    with pytest.raises(OSError, match="cannot be read"):
+        Sysfs(str(tmp_path)).subsystems()
+
+
+def test_malformed_numbers_are_errors(tmp_path: Path) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    trees.disk(tmp_path, subsystem, "nvme0n1", size="many")
+    with pytest.raises(OSError, match="size contains 'many'"):
+        Sysfs(str(tmp_path)).subsystems()
+
+
+def test_a_device_that_goes_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = trees.write(tmp_path / "device", dev="1:2")
+    yields = []
+
+    def sched_yield() -> None:
+        yields.append(1)
+        if len(yields) == 3:
+            shutil.rmtree(device)
+
+    def read(path: str) -> None:
+        raise Gone(path)
+
+    monkeypatch.setattr(os, "sched_yield", sched_yield)
+    assert present(read, str(device)) is None
+    assert len(yields) == 3
+
+
+def test_holders(tmp_path: Path) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    disk = trees.disk(tmp_path, subsystem, "nvme0n1", partitions=1)
+    sysfs = Sysfs(str(tmp_path))
+    namespace = sysfs.namespace("nvme0n1")
+    assert namespace
+    assert sysfs.holders(namespace) == ()
+    trees.link(disk / "holders/dm-0", tmp_path / "dm-0")
+    trees.link(disk / "nvme0n1p1/holders/md127", tmp_path / "md127")
+    assert sysfs.holders(namespace) == (("nvme0n1", "dm-0"), ("nvme0n1p1", "md127"))
+    (disk / "diskseq").write_text("99\n")
+    with pytest.raises(OSError, match="gone"):
+        sysfs.holders(namespace)
+
+
+def test_btrfs_siblings(tmp_path: Path) -> None:
+    trees.write(tmp_path / "fs/btrfs/features")
+    for filesystem, names in {UUID: ("nvme0n1", "nvme1n1"), "other": ("sda",)}.items():
+        for name in names:
+            trees.link(tmp_path / "fs/btrfs" / filesystem / "devices" / name, tmp_path)
+    assert Sysfs(str(tmp_path)).btrfs_siblings("nvme1n1") == {"nvme0n1", "nvme1n1"}
+    assert Sysfs(str(tmp_path)).btrfs_siblings("nvme7n1") == frozenset()
+
+
+def test_multipath(tmp_path: Path) -> None:
+    parameters = tmp_path / "module/nvme_core/parameters"
+    trees.write(parameters, multipath="N")
+    assert not Sysfs(str(tmp_path)).multipath()
+    trees.write(parameters, multipath="Y")
+    assert Sysfs(str(tmp_path)).multipath()
+    (parameters / "multipath").unlink()
+    assert not Sysfs(str(tmp_path)).multipath()
