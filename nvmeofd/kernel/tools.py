@@ -46,6 +46,9 @@ async def mkfs(commands: Commands, fstype: str, device: str, *, uuid: str, optio
     fixed = [argument.format(uuid=uuid) for argument in _MKFS[fstype]]
     if force:
         fixed.append(_MKFS_FORCE[fstype])
+        # mkfs.btrfs refuses a UUID that any device of the host has, also when it is the one to be overwritten.
+        if fstype == "btrfs":
+            await commands.run("wipefs", "--quiet", "--all", "--", device)
     await commands.run(tool, *fixed, *options, "--", device)
 
 
