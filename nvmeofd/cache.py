@@ -38,6 +38,7 @@ class MountCache:
         self._sources: dict[int, DeviceNumber] = {}  # mount id of a btrfs → device of its source
         self._stale = True
         self.rebuilds = 0
+        self.version = 0  # goes up with every change that a refresh found, whoever asked for it
 
     def refresh(self) -> bool:
         """Make the cache exact as of now; return whether anything changed.
@@ -61,7 +62,13 @@ class MountCache:
             self._by_line[line] = mount
             self._add(mount)
         self._stale = False
+        if gone or new:
+            self.version += 1
         return bool(gone or new)
+
+    def invalidate(self) -> None:
+        """Read the table at the next refresh even if poll says that it did not change, if a device node is bound."""
+        self._stale = self._stale or bool(self._by_node)
 
     def rebuild(self) -> None:
         """Forget everything and read the table anew: for when there is any doubt. Raises OSError."""

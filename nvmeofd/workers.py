@@ -186,7 +186,7 @@ class Job:
         return f"{self.step} ({self.detail})" if self.detail else str(self.step)
 
     def _stop(self, reason: NvmeofdError) -> None:
-        if self._stop_reason is not None or self.result.done():
+        if self._stop_reason is not None or self.result.done() or self.step is Step.ROLLING_BACK:
             return
         self._stop_reason = reason
         if self._task is not None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # Bursts of events are worked off together, this many seconds after the first one.
 COALESCE = 0.05
+# After this many seconds the picture is brought up to date again when that failed.
+RETRY = 1.0
 
 
 class Engine:
@@ -49,6 +51,7 @@ class Engine:
         self._stack = AsyncExitStack()
         self._update_timer: asyncio.TimerHandle | None = None
         self._devices_changed = False
+        self._seen_version = -1  # of the mount cache: any decision may be the one that finds a change
         self._closing = False
         workers.on_finished(self._finished)
 
@@ -288,29 +291,34 @@ class Engine:
             except OSError as error:
                 log.error("cannot read the mount table: %s", error)
         if event.kind is not EventKind.MOUNTS:
+            # a bind of a device node that is removed shows so, without the mount table counting as changed
+            self._core.cache.invalidate()
             self._core.changes.announce()
         self._schedule_update(devices=event.kind is not EventKind.MOUNTS)
 
-    def _schedule_update(self, *, devices: bool) -> None:
+    def _schedule_update(self, *, devices: bool, delay: float = COALESCE) -> None:
         self._devices_changed = self._devices_changed or devices
         if self._update_timer is None and not self._closing:
-            self._update_timer = asyncio.get_running_loop().call_later(COALESCE, self._update)
+            self._update_timer = asyncio.get_running_loop().call_later(delay, self._update)
 
     def _update(self) -> None:
         """Bring the picture up to date after a burst of events."""
         self._update_timer = None
         devices, self._devices_changed = self._devices_changed, False
         try:
-            mounts = self._core.cache.refresh()
+            self._core.cache.refresh()
+            mounts = self._core.cache.version != self._seen_version
             if devices:
                 for nqn in self._core.ownership.nqns:
                     if self._core.workers.idle(nqn):
                         self._core.ownership.prune(nqn, self._core.kernel.subsystem(nqn))
             if devices or mounts:
                 self._update_volumes()
+            self._seen_version = self._core.cache.version
         except OSError as error:
             # not lost: every decision reads again, and refuses what it cannot read
             log.error("cannot bring the picture of the host up to date: %s", error)
+            self._schedule_update(devices=True, delay=RETRY)
         if devices:
             self._core.observer.subsystems_changed()
         self._tidier.look()

@@ -9,7 +9,7 @@ from nvmeofd.errors import DisconnectFailed, NotStaged, UnmountFailed
 from nvmeofd.journal import Phase
 from nvmeofd.kernel.interface import CommandError, DeviceChanged
 from nvmeofd.log import log
-from nvmeofd.model import Step
+from nvmeofd.model import Step, VolumeType
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
 from nvmeofd.operations.volumes import Volume, find_mount, find_namespace, stale_mounts
 
@@ -34,12 +34,14 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
         not_staged_here(core, path)
         return core.kernel.subsystem(job.nqn) is None
     mounts = core.cache.mounts_at(path)
-    own = own_mount(core, volume)
-    if mounts and own is None:
+    if mounts and own_mount(core, volume) is None:
         raise NotStaged(f"{path}: {mounts[-1].source} ({mounts[-1].fstype}) is mounted there, not by this daemon")
-    if own is not None and own is not mounts[-1]:
-        raise UnmountFailed(f"{path}: another mount ({mounts[-1].source}) covers the volume; unmount that first")
-    if own is not None:
+    # more than once, should somebody have mounted the same volume over it
+    while (own := own_mount(core, volume)) is not None:
+        top = core.cache.mounts_at(path)[-1]
+        if own is not top:
+            core.journal.set_phase(path, Phase.STAGED)
+            raise UnmountFailed(f"{path}: another mount ({top.source}) covers the volume; unmount that first")
         await _unmount(core, job, volume)
     await forget(core, job, volume)
     if request.keep_connected:
@@ -59,7 +61,7 @@ def own_mount(core: Core, volume: Volume) -> Mount | None:
     mount = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume)
     if mount is not None:
         return mount
-    for subsystem in core.kernel.subsystems():
+    for subsystem in core.kernel.subsystems() if volume.type is VolumeType.FILESYSTEM else ():
         for namespace in subsystem.namespaces:
             if namespace.number == volume.number and namespace.diskseq != volume.diskseq:
                 return None  # the number has passed to another disk: what is mounted there is not the volume
