@@ -109,6 +109,8 @@ class Fabric:
         subsystem.controllers.remove(controller)
         if controller.index != subsystem.index:
             self._indexes.free(controller.index)
+        if self._world.registry_rule:
+            self._world.registry.pop(controller.name, None)
         self._world.emit_device("remove", "nvme", controller.name)
         self.reap()
         self._world.changed()

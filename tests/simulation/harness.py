@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Coroutine, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from nvmeofd.config import Config
 from nvmeofd.errors import NvmeofdError
@@ -141,6 +142,7 @@ class Host:
         self.world = world
         self.config = config or Config()
         self.store = MemoryStore()
+        self._kernels: WeakKeyDictionary[asyncio.Task[Any], SimKernel] = WeakKeyDictionary()
 
     async def boot(self, faults: FaultPlan | None = None) -> None:
         """Start the daemon. Raises what its start raises, and Died."""
@@ -163,12 +165,13 @@ class Host:
     def submit(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine as part of the daemon and return at once."""
         task: asyncio.Task[Any] = self.kernel.spawn(coro)
+        self._kernels[task] = self.kernel
         task.add_done_callback(lambda _: self.world.changed(), context=contextvars.Context())
         return task
 
     async def answer(self, task: asyncio.Task[Any]) -> Any:
         """Wait for what :meth:`submit` started. Raises Died when the daemon is killed first."""
-        kernel = self.kernel
+        kernel = self._kernels[task]
         await self.world.until(lambda: task.done() or kernel.killed)
         if not task.done() or kernel.killed:
             raise Died
@@ -245,7 +248,7 @@ class Host:
         if dict(self.engine.volumes) != self.observer.volumes:
             found.append("the observer was told of other volumes than there are")
         for path, volume in self.engine.volumes.items():
-            mounts = [m for m in self.world.mounts.at(path) if m.by_daemon]
+            mounts = self.world.mounts.at(path)  # also one that somebody else put back
             heads = [m.head for m in mounts if m.head and not m.head.gone]
             there = any(h.disk.wwid(h.nsid) == volume.wwid and h.diskseq == volume.diskseq for h in heads)
             if volume.state is VolumeState.LOST and there:

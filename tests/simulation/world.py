@@ -45,6 +45,7 @@ class SimWorld:
         self.mkfs_types = {"ext4", "xfs", "btrfs"}
         self.dns: dict[str, tuple[str, ...]] = {}
         self.registry: dict[str, str] = {}
+        self.registry_rule = True  # the udev rule of libnvme that removes entries of controllers that went
         self.violations: list[str] = []
         self.openers: list[Opener] = []
         self.holders: list[Holder] = []
