@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from logging import INFO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nvmeofd import __version__, log as logging
+from nvmeofd import __version__
+from nvmeofd import log as logging
 from nvmeofd.bus.messages import BusLost
 from nvmeofd.bus.service import BusService, NameTaken
 from nvmeofd.config import Config, ConfigError
@@ -86,26 +88,28 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         bus = await BusService.connect()
         try:
-            self._engine = Engine(
-                kernel=LinuxKernel(),
-                journal=Journal(DirectoryStore(JOURNAL_DIRECTORY)),
-                config=self._config,
-                observer=_StatusObserver(bus, self._update_status),
-            )
-            await self._engine.start()
-            bus.export(self._engine)
-            await bus.own_name()
-            self._manager.ready()
-            self._update_status()
-            log.info("nvmeofd %s is ready", __version__)
-            return await self._serve(bus, self._engine)
+            with LinuxKernel() as kernel:
+                self._engine = Engine(
+                    kernel=kernel,
+                    journal=Journal(DirectoryStore(JOURNAL_DIRECTORY)),
+                    config=self._config,
+                    observer=_StatusObserver(bus, self._update_status),
+                )
+                await self._engine.start()
+                bus.export(self._engine)
+                await bus.own_name()
+                self._manager.ready()
+                self._update_status()
+                log.info("nvmeofd %s is ready", __version__)
+                return await self._serve(bus, self._engine)
         finally:
             await bus.close()
 
     async def _serve(self, bus: BusService, engine: Engine) -> int:
         watchdog = asyncio.create_task(self._feed_watchdog())
         stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([stopped, bus.lost], return_when=asyncio.FIRST_COMPLETED)
+        waiting: list[asyncio.Future[Any]] = [stopped, bus.lost]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         self._manager.stopping()
         if bus.lost.done():
             log.critical("the bus is lost: %s", bus.lost.result())
@@ -170,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"nvmeofd {__version__}")
     parser.parse_args(arguments)
-    logging.setup("INFO")
+    logging.setup(INFO)
     if os.geteuid() != 0:
         log.critical("nvmeofd must run as root; start it with: systemctl start nvmeofd")
         return 1

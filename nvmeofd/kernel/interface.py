@@ -302,10 +302,10 @@ class Kernel(Protocol):
     async def inspect_path(self, path: str) -> PathKind:
         """What is there. Raises StagingPathError when a component is a symbolic link or the parent is missing."""
 
-    async def create_path(self, path: str, type: VolumeType) -> None:
+    async def create_path(self, path: str, kind: VolumeType) -> None:
         """Make the directory (0750) or empty file (0600) itself, never a parent. Raises StagingPathError, OSError."""
 
-    async def remove_path(self, path: str, type: VolumeType) -> None:
+    async def remove_path(self, path: str, kind: VolumeType) -> None:
         """Remove the empty directory or empty file. Absent is success. Raises OSError."""
 
     # ---- ownership registry of libnvme, see docs of libnvme "registry"

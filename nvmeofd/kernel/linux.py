@@ -160,11 +160,11 @@ class LinuxKernel:
     async def inspect_path(self, path: str) -> PathKind:
         return await in_thread(lambda: paths.inspect(path), name=f"look at {path}")
 
-    async def create_path(self, path: str, type: VolumeType) -> None:  # noqa: A002
-        await in_thread(lambda: paths.create(path, type), name=f"create {path}")
+    async def create_path(self, path: str, kind: VolumeType) -> None:
+        await in_thread(lambda: paths.create(path, kind), name=f"create {path}")
 
-    async def remove_path(self, path: str, type: VolumeType) -> None:  # noqa: A002
-        await in_thread(lambda: paths.remove(path, type), name=f"remove {path}")
+    async def remove_path(self, path: str, kind: VolumeType) -> None:
+        await in_thread(lambda: paths.remove(path, kind), name=f"remove {path}")
 
     # ---- ownership registry
 

@@ -268,11 +268,11 @@ class SimKernel(SimReads):
     async def inspect_path(self, path: str) -> PathKind:
         return await self.call("inspect_path", lambda: self.world.files.inspect(path), detail=path)
 
-    async def create_path(self, path: str, type: VolumeType) -> None:  # noqa: A002 - as the interface
-        await self.call("create_path", lambda: self.world.files.create(path, type), detail=path)
+    async def create_path(self, path: str, kind: VolumeType) -> None:
+        await self.call("create_path", lambda: self.world.files.create(path, kind), detail=path)
 
-    async def remove_path(self, path: str, type: VolumeType) -> None:  # noqa: A002 - as the interface
-        await self.call("remove_path", lambda: self.world.files.unlink(path, type), detail=path)
+    async def remove_path(self, path: str, kind: VolumeType) -> None:
+        await self.call("remove_path", lambda: self.world.files.unlink(path, kind), detail=path)
 
     def _io(self, namespace: Namespace) -> Callable[[], bool]:
         def ready() -> bool:
