@@ -50,6 +50,9 @@ class Connection:
         self._unsent_size = 0
         self._flush_scheduled = False
         self._drained: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
+        self._room.set()
+        self._working_off = False
         self._reading = False
         self._closed = False
 
@@ -69,7 +72,7 @@ class Connection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await authenticate(sock)
-                self._set_reading(True)
+                self._balance()
                 (self.unique_name,) = await self.call_bus("Hello")
         except TimeoutError:
             self._shut()
@@ -92,6 +95,7 @@ class Connection:
         data = encode(replace(message, serial=self._serial))
         self._unsent.append(data)
         self._unsent_size += len(data)
+        self._balance()
         if self._unsent_size > MAX_UNSENT:
             self._lose(f"the bus left {self._unsent_size} bytes unread")
         elif not self._flush_scheduled:
@@ -112,13 +116,13 @@ class Connection:
             # Full: the loop says when to go on.
             self._flush_scheduled = True
             self._loop.add_writer(self._sock, self._flush)
-            self._set_reading(self._unsent_size < PAUSE_READING_AT)
+            self._balance()
             return
         except OSError as error:
             self._lose(f"writing to the bus failed: {error}")
             return
         self._loop.remove_writer(self._sock)
-        self._set_reading(True)
+        self._balance()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
@@ -170,14 +174,25 @@ class Connection:
         """Call a method of the bus itself and ask for no reply."""
         self.send(replace(_bus_call(member, signature, values), flags=Flags.NO_REPLY_EXPECTED))
 
-    # Receiving
+    async def room(self) -> None:
+        """Wait until the bus has taken most of what was sent: before sending much. Returns when the bus is lost."""
+        await self._room.wait()
 
-    def _set_reading(self, wanted: bool) -> None:
+    def _balance(self) -> None:
+        """Read only when what was read is worked off and what was sent is mostly taken."""
+        full = self._unsent_size >= PAUSE_READING_AT
+        if full:
+            self._room.clear()
+        else:
+            self._room.set()
+        wanted = not (full or self._working_off or self._closed)
         if wanted and not self._reading:
             self._loop.add_reader(self._sock, self._readable)
         elif self._reading and not wanted:
             self._loop.remove_reader(self._sock)
         self._reading = wanted
+
+    # Receiving
 
     def _readable(self) -> None:
         try:
@@ -191,7 +206,7 @@ class Connection:
             self._lose("the bus closed the connection")
             return
         self._frames.feed(data)
-        self._set_reading(False)
+        self._working_off = True
         self._process()
 
     def _process(self) -> None:
@@ -202,12 +217,14 @@ class Connection:
                     return
                 message = self._frames.take()
                 if message is None:
-                    self._set_reading(self._unsent_size < PAUSE_READING_AT)
+                    self._working_off = False
+                    self._balance()
                     return
                 self._handle(message)
         except OSError as error:
             self._lose(str(error))
             return
+        self._balance()
         self._loop.call_soon(self._process)
 
     def _handle(self, message: Message) -> None:
@@ -244,11 +261,11 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_writer(self._sock)
-        self._set_reading(False)
-        self._sock.close()
         self._unsent.clear()
         self._unsent_size = 0
+        self._loop.remove_writer(self._sock)
+        self._balance()
+        self._sock.close()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         for reply in self._pending.values():

@@ -154,6 +154,7 @@ def encode(message: Message) -> bytes:
             (_ERROR_NAME, "s", message.error_name),
             (_REPLY_SERIAL, "u", message.reply_serial),
             (_DESTINATION, "s", message.destination),
+            (_SENDER, "s", message.sender),
             (_SIGNATURE, "g", message.signature),
         )
         if value

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from nvmeofd.bus import messages
 from nvmeofd.bus.authorization import authorize
 from nvmeofd.bus.callers import Callers, current_caller
+from nvmeofd.bus.connection import Connection
 from nvmeofd.bus.dbusnext import BadMessage, decode_body, encode_body, variant
 from nvmeofd.bus.introspection import STANDARD, Interface, Method, document, standard_interfaces
 from nvmeofd.bus.messages import DBusError, Flags, Message, MessageType
@@ -38,10 +39,14 @@ class _Reply(NamedTuple):
 class _Target(NamedTuple):
     """Where a call goes to. ``obj`` is None for a path that only leads to objects."""
 
-    path: str
+    call: Message
     obj: Exported | None
     interface: Interface
     method: Method
+
+    @property
+    def path(self) -> str:
+        return self.call.path
 
 
 class Dispatcher:
@@ -53,22 +58,24 @@ class Dispatcher:
 
     def __init__(
         self,
-        send: Callable[[Message], object],
+        connection: Connection,
         tree: ObjectTree,
         callers: Callers,
         *,
         settle: Callable[[], None],
         rescan: Callable[[], None],
     ) -> None:
-        self._send = send
+        self._connection = connection
+        self._send = connection.send
         self._tree = tree
         self._callers = callers
         self._settle = settle
         self._rescan = rescan
-        self._tasks: dict[tuple[str, bool], set[asyncio.Task[_Reply]]] = {}
+        self._tasks: dict[tuple[str, bool], set[asyncio.Task[_Reply | None]]] = {}
         self._in_all = {False: 0, True: 0}
-        self._gone: set[asyncio.Task[_Reply]] = set()
+        self._gone: set[asyncio.Task[_Reply | None]] = set()
         self._closing = False
+        self._listing = asyncio.Lock()
         self._standard: dict[tuple[str, str], Callable[..., Any]] = {
             (messages.INTROSPECTABLE, "Introspect"): self._introspect,
             (messages.PROPERTIES, "Get"): self._get,
@@ -95,7 +102,7 @@ class Dispatcher:
         # Not in the task: one that is cancelled before its first step runs none of its code.
         task.add_done_callback(partial(self._finished, call, waits))
 
-    def _finished(self, call: Message, waits: bool, task: asyncio.Task[_Reply]) -> None:
+    def _finished(self, call: Message, waits: bool, task: asyncio.Task[_Reply | None]) -> None:
         self._in_all[waits] -= 1
         tasks = self._tasks[call.sender, waits]
         tasks.discard(task)
@@ -108,15 +115,18 @@ class Dispatcher:
             self._fail(call, ShuttingDown("the daemon stopped waiting; what was started goes on to its end"))
         elif (error := task.exception()) is not None:
             self._fail(call, error)
-        elif not call.flags & Flags.NO_REPLY_EXPECTED:
-            signature, body = task.result()
+        elif (reply := task.result()) is not None:
+            self._return(call, reply)
+
+    def _return(self, call: Message, reply: _Reply) -> None:
+        if not call.flags & Flags.NO_REPLY_EXPECTED:
             self._send(
                 Message(
                     type=MessageType.METHOD_RETURN,
                     reply_serial=call.serial,
                     destination=call.sender,
-                    signature=signature,
-                    body=body,
+                    signature=reply.signature,
+                    body=reply.body,
                 )
             )
 
@@ -151,7 +161,8 @@ class Dispatcher:
 
     # One call
 
-    async def _answer(self, call: Message) -> _Reply:
+    async def _answer(self, call: Message) -> _Reply | None:
+        """The reply, None when it was sent already."""
         if call.interface in ("", messages.PEER) and call.member in STANDARD[messages.PEER].methods:
             return _peer(call)
         uid = await self._callers.uid(call.sender)
@@ -170,8 +181,8 @@ class Dispatcher:
         result = standard(target, *arguments) if standard else getattr(target.obj, call.member)(*arguments)
         if inspect.isawaitable(result):
             result = await result
-        if isinstance(result, bytes):
-            return _Reply(target.method.reply, result)
+        if result is None:
+            return None
         return _Reply(target.method.reply, encode_body(target.method.reply, list(result)))
 
     def _find(self, call: Message) -> _Target:
@@ -187,7 +198,7 @@ class Dispatcher:
         for interface in [known[call.interface]] if call.interface else known.values():
             method = interface.methods.get(call.member)
             if method is not None:
-                return _Target(call.path, obj, interface, method)
+                return _Target(call, obj, interface, method)
         where = call.interface or quoted(call.path)
         raise DBusError(messages.UNKNOWN_METHOD, f"{where} has no method {call.member}")
 
@@ -218,9 +229,13 @@ class Dispatcher:
             raise DBusError(messages.UNKNOWN_PROPERTY, f"{interface} has no property {quoted(name)}")
         raise DBusError(messages.PROPERTY_READ_ONLY, f"{interface}.{name} cannot be set")
 
-    async def _managed(self, target: _Target) -> bytes:
-        self._rescan()
-        return await self._tree.managed()
+    async def _managed(self, target: _Target) -> None:
+        # The one reply that can be large. One after the other, and each when the bus has taken those before it, or else
+        # a client that asks often and reads slowly would fill the memory.
+        async with self._listing:
+            await self._connection.room()
+            self._rescan()
+            self._return(target.call, _Reply(target.method.reply, await self._tree.managed()))
 
 
 def _own_interface(target: _Target, interface: str) -> tuple[Exported, Interface | None]:

@@ -40,9 +40,7 @@ class BusService:
         self._connection = connection
         self._tree = ObjectTree(connection.send)
         self._callers = Callers(connection, self._on_vanished)
-        self._dispatcher = Dispatcher(
-            connection.send, self._tree, self._callers, settle=self._settle, rescan=self.rescan
-        )
+        self._dispatcher = Dispatcher(connection, self._tree, self._callers, settle=self._settle, rescan=self.rescan)
         self._core: Core | None = None
         self._subsystems: dict[str, SubsystemObject] = {}
         self._stale = False

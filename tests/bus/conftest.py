@@ -12,7 +12,7 @@ import pytest
 
 from tests.bus.harness import PrivateBus
 
-TIMEOUT = 60.0  # seconds; reached only when something hangs
+TIMEOUT = 30.0  # seconds; reached only when something hangs
 
 
 @pytest.hookimpl(tryfirst=True)

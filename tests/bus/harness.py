@@ -9,14 +9,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from nvmeofd.bus.connection import Connection
-from nvmeofd.bus.dbusnext import decode_body, encode_body
-from nvmeofd.bus.messages import PROPERTIES, Flags, Message, MessageType
+from nvmeofd.bus.dbusnext import decode_body, encode, encode_body
+from nvmeofd.bus.frames import FrameReader
+from nvmeofd.bus.messages import BUS_NAME, PROPERTIES, Flags, Message, MessageType
 from nvmeofd.bus.paths import ROOT, SERVICE_NAME
 from nvmeofd.bus.service import BusService
 from tests.bus.fake import FakeCore
@@ -102,6 +103,8 @@ class Client:
         connection.on_signal = self._on_signal
 
     def _on_signal(self, message: Message) -> None:
+        if message.member == "NameAcquired":
+            return  # of its own unique name
         self.signals.append(message)
         self._news.set()
 
@@ -200,3 +203,62 @@ async def busctl_json(bus: PrivateBus, *arguments: str) -> Any:
     done = await busctl(bus, "--json=short", *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+class ScriptedBus:
+    """A bus that is played by a test: ``play`` gets every connection, from its very first byte on."""
+
+    def __init__(self, play: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+        self._play = play
+        self._directory = tempfile.TemporaryDirectory(prefix="nvmeofd-bus-")
+        self.address = f"unix:path={self._directory.name}/socket"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._run, f"{self._directory.name}/socket")
+        self._tasks: set[asyncio.Task[None]] = set()
+        return self
+
+    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._play(reader, writer)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
+        self._directory.cleanup()
+
+
+async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Play the bus up to the reply to Hello."""
+    await reader.readuntil(b"\r\n")
+    writer.write(b"OK 00000000000000000000000000000000\r\n")
+    await reader.readuntil(b"BEGIN\r\n")
+    hello = await receive(reader, FrameReader())
+    writer.write(from_bus(MessageType.METHOD_RETURN, "s", ":1.1", reply_serial=hello.serial))
+
+
+async def receive(reader: asyncio.StreamReader, frames: FrameReader) -> Message:
+    """The next message that the other side sends."""
+    while (message := frames.take()) is None:
+        data = await reader.read(65536)
+        if not data:
+            raise EOFError
+        frames.feed(data)
+    return message
+
+
+def from_bus(kind: MessageType, signature: str = "", *values: Any, **fields: Any) -> bytes:
+    """A message as the bus itself sends it."""
+    content = encode_body(signature, list(values))
+    return encode(Message(type=kind, serial=1, sender=BUS_NAME, signature=signature, body=content, **fields))
