@@ -53,12 +53,11 @@ class Rule:
 
 @dataclass(slots=True)
 class EventFaults:
-    """Probabilities for each event; ``delay`` is the longest in seconds."""
+    """Probabilities for each event; ``delay`` is the longest in seconds. Lost ones become an overflow."""
 
     loss: float = 0.0
     duplicate: float = 0.0
     delay: float = 0.0
-    overflow: float = 0.0
 
 
 @dataclass

@@ -150,6 +150,7 @@ class History:
         self._gates: list[Gate] = []
         self._pids: list[int] = []
         self._removed: dict[tuple[str, int], Any] = {}
+        self._disks = {wwid: self.world.fabric.targets[nqn].namespaces[nsid] for nqn, wwid, nsid in NAMESPACES}
         self._tasks: list[asyncio.Task[Any]] = []
         self._reads_fail = False
         self._meddled = 0  # how often others changed mounts or connections
@@ -252,7 +253,8 @@ class History:
         own = set(self.host.engine.volumes)
         for mount in reversed(list(world.mounts.mounts)):
             if mount.head is not None and (not mount.by_daemon or mount.mount_point not in own):
-                world.unmount(mount.mount_point, space=mount.space)
+                world.mounts.remove(mount)
+        world.released()
 
     def note(self, text: str) -> None:
         self.trace.append(text)
@@ -304,10 +306,10 @@ class History:
             options["timeout"] = 5
         addresses = (PATHS, [A1], [A2], PATHS)[op.c % 4]
         name = wwid if op.c & 32 else f"nsid.{nsid}"
-        disk = self.world.fabric.targets[nqn].namespaces.get(nsid)
+        disk = self._disks[wwid]
 
         def check(volume: Any) -> str:
-            heads = [m.head for m in self.world.mounts.at(path) if m.by_daemon and m.head]
+            heads = [m.head for m in self.world.mounts.at(path) if m.head]
             if not heads or heads[-1].disk is not disk:
                 return f"said {volume.wwid} is staged at {path}, but there is {heads}"
             return ""
@@ -455,6 +457,8 @@ class History:
             error = DeviceChanged("simulated change")
         elif call == "claim" and op.b % 2:
             error = ClaimBusy("simulated")
+        elif call == "remove_path":
+            return  # a directory that cannot be removed stays
         elif call == "inspect_path":
             error = StagingPathError("simulated")
         after = op.c % 3 == 0 and call not in ("connect", "resolve")
@@ -483,7 +487,7 @@ class History:
 
     def do_events(self, op: Op) -> None:
         self.host.kernel.faults.events = EventFaults(
-            loss=(0.0, 0.3)[op.a % 2], duplicate=0.2, delay=(0.0, 0.5, 3.0)[op.b % 3], overflow=(0.0, 0.1)[op.c % 2]
+            loss=(0.0, 0.3)[op.a % 2], duplicate=0.2, delay=(0.0, 0.5, 3.0)[op.b % 3]
         )
 
     async def do_crash(self, _: Op) -> None:

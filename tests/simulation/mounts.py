@@ -131,7 +131,7 @@ class MountTable:
         children = any(m.parent_id == top.mount_id for m in self.mounts)
         if not lazy and (children or (path in self.busy and not top.block_bind)):
             raise os_error(errno.EBUSY, path)
-        self._remove(top)
+        self.remove(top)
         self._world.released()
 
     def copy(self, space: int) -> None:
@@ -152,7 +152,7 @@ class MountTable:
 
     def drop_space(self, space: int) -> None:
         for mount in [m for m in self.mounts if m.space == space]:
-            self._remove(mount)
+            self.remove(mount)
 
     def _add(
         self,
@@ -187,7 +187,8 @@ class MountTable:
         self._touched(space)
         return mount
 
-    def _remove(self, mount: SimMount) -> None:
+    def remove(self, mount: SimMount) -> None:
+        """This very mount goes, wherever it is in the stack."""
         self.mounts.remove(mount)
         self._ids.free(mount.mount_id)
         last = not any(m.number == mount.number for m in self.mounts)

@@ -127,12 +127,15 @@ class SimReads(Calls):
                 self._callbacks.remove(callback)
 
     def notify(self, event: Event) -> None:
-        """The world reports an event; the plan may lose, double or delay it."""
+        """The world reports an event; the plan may lose, double or delay it.
+
+        What is lost is reported as an overflow, later. A change of the mount table is a state and is never lost.
+        """
         faults, rng = self.faults.events, self.faults.rng
-        if not self._callbacks or rng.random() < faults.loss:
+        if not self._callbacks:
             return
         copies = 2 if rng.random() < faults.duplicate else 1
-        if rng.random() < faults.overflow:
+        if event.kind is EventKind.DEVICE and rng.random() < faults.loss:
             event = Event(EventKind.OVERFLOW)
         loop = asyncio.get_running_loop()
         for callback in self._callbacks:

@@ -386,7 +386,7 @@ async def test_events(world: SimWorld, kernel: SimKernel) -> None:
     await connected(kernel)
     assert len(events) == count
     lossy = SimKernel(world, FaultPlan(1))
-    lossy.faults.events.overflow = 1.0
+    lossy.faults.events.loss = 1.0
     got: list[Event] = []
     async with lossy.watch(got.append):
         world.disconnect(NQN)
