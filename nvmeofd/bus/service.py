@@ -168,6 +168,8 @@ class BusService:
             self._tree.changed(obj)
 
     def job_finished(self, job: Job, error: NvmeofdError | None) -> None:
+        # The news from the kernel may be on their way still when the caller, who has its reply, looks.
+        self.subsystems_changed()
         path = job_path(job.number)
         obj = self._tree.get(path)
         if obj is None:
