@@ -146,6 +146,8 @@ async def _connect_one(
     known = before.controllers if before else ()
     if any(controller.serves(address) and controller.host_nqn == host.nqn for controller in known):
         return
+    # an earlier attempt may have ended without a word on its outcome
+    core.ownership.adopt(request.nqn, before)
     config, options = core.config.connect, request.connect
     parameters = ConnectParameters(
         nqn=request.nqn,

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from nvmeofd.cache import MountCache
 from nvmeofd.errors import AlreadyStaged, Busy, NvmeofdError, ShuttingDown
 from nvmeofd.kernel.interface import Event, EventKind
-from nvmeofd.log import log
+from nvmeofd.log import log, quoted
 from nvmeofd.model import HostIdentity, OperationKind, Subsystem, User, UserKind, VolumeState
 from nvmeofd.operations.core import Core
 from nvmeofd.operations.disconnect import disconnect
 from nvmeofd.operations.guard import all_users
 from nvmeofd.operations.ownership import Ownership
-from nvmeofd.operations.recovery import clean_up, recover
+from nvmeofd.operations.recovery import recover
 from nvmeofd.operations.stage import stage
 from nvmeofd.operations.tidy import Tidier
-from nvmeofd.operations.unstage import not_staged_here, unstage
+from nvmeofd.operations.unstage import clean_up, not_staged_here, unstage
 from nvmeofd.operations.volumes import Volume, current_state
 from nvmeofd.requests import StageRequest
 from nvmeofd.workers import Job, Workers
@@ -46,7 +46,7 @@ class Engine:
         cache = MountCache(kernel)
         workers = Workers(observer, queue_limit=config.queue_limit, total_limit=config.total_limit)
         self._core = Core(kernel, cache, journal, Ownership(kernel, journal), workers, observer, config)
-        self._tidier = Tidier(self._core)
+        self._tidier = Tidier(self._core, self._clean_up)
         self._paths: dict[str, Job] = {}  # staging path → the last job admitted for it
         self._stack = AsyncExitStack()
         self._update_timer: asyncio.TimerHandle | None = None
@@ -107,6 +107,9 @@ class Engine:
             raise AlreadyStaged(f"{path} is being staged with another request ({before})")
         if before is not None and before.nqn != request.nqn:
             raise Busy(f"{path} is still being unstaged from {before.nqn}")
+        record = self._core.journal.volumes.get(path)
+        if record is not None and record.nqn != request.nqn and path not in self._core.volumes:
+            raise Busy(f"{path} is still to be cleared of what was half done for {record.nqn}")
         staged = self._core.volumes.get(path)
         if staged is not None and staged.nqn != request.nqn and before is None:
             raise AlreadyStaged(f"{path} holds {staged.wwid} of {staged.nqn}; unstage it first")
@@ -127,14 +130,14 @@ class Engine:
         """Unstage a volume; returns whether its subsystem is no longer connected. Raises NvmeofdError."""
         self._refuse_when_closing()
         path = request.staging_path
-        before, staged = self._paths.get(path), self._core.volumes.get(path)
+        before, record = self._paths.get(path), self._core.journal.volumes.get(path)
         if before is not None and not before.result.done() and _same_request(before.request, request):
             done: bool = await asyncio.shield(before.result)
             return done
         if before is not None:
             nqn = before.nqn
-        elif staged is not None:
-            nqn = staged.nqn
+        elif record is not None:
+            nqn = record.nqn
         else:
             self._core.cache.refresh()
             not_staged_here(self._core, path)
@@ -275,8 +278,12 @@ class Engine:
             staging_path=record.staging_path,
             visible=False,
         )
-        self._core.workers.submit(job)
-        self._paths[record.staging_path] = job
+        try:
+            self._core.workers.submit(job)
+        except NvmeofdError as error:
+            log.info("not clearing %s now: %s", quoted(record.staging_path), error)
+        else:
+            self._paths[record.staging_path] = job
 
     # ---- events
 

@@ -16,11 +16,10 @@ from nvmeofd.operations.volumes import current_state
 
 if TYPE_CHECKING:
     from nvmeofd.operations.core import Core
-    from nvmeofd.workers import Job
 
 
 def recover(core: Core) -> tuple[VolumeRecord, ...]:
-    """Take over what is there. Returns the records that :func:`clean_up` has to be run for.
+    """Take over what is there. Returns the records of half-done work, for ``clean_up``.
 
     Raises:
         OSError: the journal, sysfs or the mount table cannot be read; then nothing can be decided safely.
@@ -48,18 +47,3 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
     core.add_volume(replace(volume, state=state))
     log.info("found %s of %s at %s again: %s", volume.wwid, quoted(volume.nqn), quoted(path), state)
     return True
-
-
-async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
-    """Undo a Stage, or finish an Unstage, that was cut short: the mount is not there."""
-    path = record.staging_path
-    if core.journal.volumes.get(path) != record:
-        return  # staged anew since
-    core.cache.refresh()
-    if record.creates_path and not core.cache.mounts_at(path):
-        try:
-            await core.kernel.remove_path(path, record.type)
-        except OSError as error:
-            log.warning("%s: cannot remove the staging path: %s", job, error)
-    core.journal.drop_volume(path)
-    log.info("%s: cleared what was half done in phase %s", job, record.phase)

@@ -32,6 +32,7 @@ from nvmeofd.model import FormatPolicy, Namespace, Step, VolumeType
 from nvmeofd.operations.connect import connect_paths, wait_for_namespace
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.transaction import Transaction
+from nvmeofd.operations.unstage import clean_up, unmount_own
 from nvmeofd.operations.volumes import Volume, find_mount
 from nvmeofd.workers import now_us
 
@@ -56,6 +57,9 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
             return _same_volume(core, staged, request)
         _require_same_namespace(core, staged, request)
         log.info("%s: staging again, the mount went away", job)
+    left_over = core.journal.volumes.get(path)
+    if left_over is not None and left_over.phase is not Phase.STAGED:
+        await clean_up(core, job, left_over)
     kind = await _usable_path(core, request)
     created = kind is PathKind.ABSENT or (staged is not None and staged.created_path)
     record = VolumeRecord(
@@ -64,7 +68,7 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
     async with Transaction(job) as transaction:
         previous = core.journal.volumes.get(path)
         core.journal.put_volume(record)
-        transaction.on_failure("restore the journal", lambda: _restore_record(core, path, previous))
+        transaction.on_failure("restore the journal", lambda: _restore_record(core, job, path, previous))
         core.ownership.set_keep(request.nqn, False)
         addresses = await connect_paths(core, job, request, transaction)
         namespace = await wait_for_namespace(core, job, request)
@@ -92,8 +96,14 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
 
 
 def _still_there(core: Core, volume: Volume) -> bool:
-    subsystem = core.kernel.subsystem(volume.nqn)
-    return find_mount(core.cache, subsystem, volume) is not None
+    """Whether the volume is mounted at its path. Raises PathNotEmpty when something else covers it."""
+    mount = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    if mount is None:
+        return False
+    top = core.cache.mounts_at(volume.staging_path)[-1]
+    if top is not mount:
+        raise PathNotEmpty(f"{volume.staging_path}: another mount ({top.source}) covers the volume; unmount that first")
+    return True
 
 
 def _same_volume(core: Core, staged: Volume, request: StageRequest) -> Volume:
@@ -259,7 +269,7 @@ async def _mount(
         if kind is PathKind.ABSENT:
             transaction.on_failure(f"remove {path}", lambda: core.kernel.remove_path(path, volume.type))
             await core.kernel.create_path(path, volume.type)
-        transaction.on_failure(f"unmount {path}", lambda: _unmount_own(core, volume, namespace))
+        transaction.on_failure(f"unmount {path}", lambda: unmount_own(core, volume))
         if volume.type is VolumeType.BLOCK:
             await core.kernel.bind_device(namespace, path, read_only=volume.read_only)
         else:
@@ -274,15 +284,11 @@ async def _mount(
         raise MountFailed(f"{namespace.path} was mounted at {quoted(path)}, but something else is there")
 
 
-async def _unmount_own(core: Core, volume: Volume, namespace: Namespace) -> None:
-    core.cache.refresh()
-    mounts = core.cache.mounts_at(volume.staging_path)
-    if mounts and core.cache.is_mount_of(mounts[-1], namespace):
-        await core.kernel.unmount(volume.staging_path)
-
-
-async def _restore_record(core: Core, path: str, previous: VolumeRecord | None) -> None:
-    if previous is None:
+async def _restore_record(core: Core, job: Job, path: str, previous: VolumeRecord | None) -> None:
+    if job.leftovers:
+        # the record tells what is left over; it is cleaned up later
+        core.remove_volume(path)
+    elif previous is None:
         core.journal.drop_volume(path)
     else:
         core.journal.put_volume(previous)

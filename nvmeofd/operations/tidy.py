@@ -13,10 +13,13 @@ from nvmeofd.errors import NvmeofdError
 from nvmeofd.log import log
 from nvmeofd.model import OperationKind, VolumeState
 from nvmeofd.operations.guard import visible_users
-from nvmeofd.operations.unstage import disconnect_owned
+from nvmeofd.operations.unstage import disconnect_owned, half_done
 from nvmeofd.workers import Job
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nvmeofd.journal import VolumeRecord
     from nvmeofd.operations.core import Core
 
 PERIOD = 30.0  # seconds
@@ -30,8 +33,10 @@ MIN_INTERVAL = 0.5
 class Tidier:
     """Looks for owned subsystems that nothing uses."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, clean_up: Callable[[VolumeRecord], None]) -> None:
         self._core = core
+        self._clean_up = clean_up
+        self._swept: dict[str, float] = {}  # staging path of half-done work → when it was last tried to clear it
         self._timer: asyncio.TimerHandle | None = None
         self._lost_since: dict[str, float] = {}  # NQN → when its only volumes were first seen lost
         self._tried: dict[str, tuple[float, int]] = {}  # NQN → last attempt: when, and after which change
@@ -52,7 +57,8 @@ class Tidier:
         if self._stopped:
             return
         now = asyncio.get_running_loop().time()
-        again: list[float] = []
+        self._settle_intents()
+        again = self._sweep(now)
         candidates = [nqn for nqn in self._core.ownership.nqns if self._left_behind(nqn)]
         self._lost_since = {nqn: since for nqn, since in self._lost_since.items() if nqn in candidates}
         self._tried = {nqn: tried for nqn, tried in self._tried.items() if nqn in self._core.ownership.nqns}
@@ -70,6 +76,27 @@ class Tidier:
             self._timer = None
         if again:
             self._timer = asyncio.get_running_loop().call_at(min(again), self.look)
+
+    def _settle_intents(self) -> None:
+        """Take over connections that came about although that could not be written down at the time."""
+        for nqn, record in list(self._core.journal.subsystems.items()):
+            if record.intent is not None and self._core.workers.idle(nqn):
+                try:
+                    self._core.ownership.adopt(nqn, self._core.kernel.subsystem(nqn))
+                except OSError as error:
+                    log.warning("cannot tell what came of connecting %s: %s", nqn, error)
+
+    def _sweep(self, now: float) -> list[float]:
+        """Queue another try for work that could not be undone; return when to come back for the rest."""
+        records = {record.staging_path: record for record in half_done(self._core)}
+        self._swept = {path: tried for path, tried in self._swept.items() if path in self._core.journal.volumes}
+        due = {path: self._swept.get(path, now - PERIOD) + PERIOD for path in records}
+        for path, record in records.items():
+            if due[path] <= now:
+                self._swept[path] = now
+                self._clean_up(record)
+                due[path] = now + PERIOD
+        return list(due.values())
 
     def _left_behind(self, nqn: str) -> bool:
         """Whether nothing that the daemon knows of needs the subsystem."""

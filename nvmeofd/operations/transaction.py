@@ -38,7 +38,7 @@ class Transaction:
     ) -> None:
         if error is None or not self._undos:
             return
-        self._job.roll_back()
+        self._job.roll_back(error)
         log.info("%s: rolling back: %s", self._job, error if isinstance(error, NvmeofdError) else "stopped")
         for what, undo in reversed(self._undos):
             self._job.detail = what

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed, NotStaged, UnmountFailed
-from nvmeofd.journal import Phase
+from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.kernel.interface import CommandError, DeviceChanged
 from nvmeofd.log import log
 from nvmeofd.model import Step, VolumeType
@@ -31,6 +31,9 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     core.cache.refresh()
     volume = core.volumes.get(path)
     if volume is None:
+        if (left_over := core.journal.volumes.get(path)) is not None:
+            await clean_up(core, job, left_over)
+            return await disconnect_owned(core, job, left_over.nqn)
         not_staged_here(core, path)
         return core.kernel.subsystem(job.nqn) is None
     mounts = core.cache.mounts_at(path)
@@ -102,6 +105,60 @@ async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
         log.warning("%s: %s", job, error)
     subsystem = core.kernel.subsystem(nqn)
     return subsystem is None or not subsystem.controllers
+
+
+def half_done(core: Core) -> tuple[VolumeRecord, ...]:
+    """Records of work that neither succeeded nor could be undone, and that nobody is at work on."""
+    return tuple(
+        record
+        for record in core.journal.volumes.values()
+        if record.phase is not Phase.STAGED and core.workers.idle(record.nqn)
+    )
+
+
+async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
+    """Undo a Stage, or finish an Unstage, that was cut short or could not be undone.
+
+    What still cannot be undone stays in the journal, to be tried again.
+    """
+    path = record.staging_path
+    if core.journal.volumes.get(path) != record:
+        return  # staged anew since
+    core.cache.refresh()
+    volume = core.volumes.get(path)
+    if volume is not None:
+        if own_mount(core, volume) is None:
+            await forget(core, job, volume)
+        else:
+            core.journal.set_phase(path, Phase.STAGED)
+        return
+    if record.volume is not None:
+        job.enter(Step.UNMOUNTING, path)
+        await unmount_own(core, record.volume)
+    if record.creates_path and not core.cache.mounts_at(path):
+        try:
+            await core.kernel.remove_path(path, record.type)
+        except OSError as error:
+            log.warning("%s: cannot remove the staging path: %s", job, error)
+    core.journal.drop_volume(path)
+    log.info("%s: cleared what was half done in phase %s", job, record.phase)
+
+
+async def unmount_own(core: Core, volume: Volume) -> None:
+    """Undo a mount. Not there is success. Raises UnmountFailed."""
+    path = volume.staging_path
+    core.cache.refresh()
+    own = own_mount(core, volume)
+    if own is None:
+        return
+    top = core.cache.mounts_at(path)[-1]
+    if own is not top:
+        raise UnmountFailed(f"{path}: another mount ({top.source}) covers what a failed Stage left there")
+    try:
+        await core.kernel.unmount(path)
+    except CommandError as error:
+        raise UnmountFailed(f"{path}: {error}") from error
+    core.cache.refresh()
 
 
 async def _unmount(core: Core, job: Job, volume: Volume) -> None:

@@ -184,6 +184,8 @@ class MountTable:
             by_daemon=by is not None,
         )
         self.mounts.append(mount)
+        if by is None and space == 0:
+            self._world.files.made.discard(path)  # somebody uses it: it need not be removed
         self._touched(space)
         return mount
 

@@ -52,8 +52,8 @@ class SimWorld:
         self.swaps: list[SimSwap] = []
         self.unreadable_pids: tuple[int, ...] = ()
         self.fabric = Fabric(self)
+        self.files = Files(lambda path: self.mounts.kind_at(path))  # noqa: PLW0108 - the table is made after it
         self.mounts = MountTable(self)
-        self.files = Files(self.mounts.kind_at)
 
     # ---- targets
 
