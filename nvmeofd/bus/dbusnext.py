@@ -7,6 +7,7 @@ callers, and both hang once the bus is gone; :mod:`nvmeofd.bus.connection` and :
 from __future__ import annotations
 
 import io
+import sys
 import typing
 import warnings
 from functools import lru_cache
@@ -19,13 +20,22 @@ if not hasattr(typing, "no_type_check_decorator"):
     # Gone in Python 3.15; dbus-next 0.2.3 applies it at import to decorators that are not used here.
     typing.no_type_check_decorator = lambda decorator: decorator
 
-with warnings.catch_warnings():
-    # The same function, deprecated since Python 3.13.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from dbus_next import signature as _signature
-    from dbus_next._private import address as _address
-    from dbus_next._private import marshaller as _marshaller
-    from dbus_next._private import unmarshaller as _unmarshaller
+_GLIB = "gi"
+_glib = sys.modules.get(_GLIB)
+# The library imports GLib's bindings wherever they are installed, which costs 5 MiB and is of no use here.
+sys.modules[_GLIB] = None  # type: ignore[assignment]
+try:
+    with warnings.catch_warnings():
+        # no_type_check_decorator again, deprecated since Python 3.13.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from dbus_next import signature as _signature
+        from dbus_next._private import address as _address
+        from dbus_next._private import marshaller as _marshaller
+        from dbus_next._private import unmarshaller as _unmarshaller
+finally:
+    del sys.modules[_GLIB]
+    if _glib is not None:
+        sys.modules[_GLIB] = _glib
 
 # The library has no annotations.
 _Marshaller: Any = _marshaller.Marshaller
