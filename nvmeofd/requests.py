@@ -132,9 +132,14 @@ def parse_stage(
             f"option min-paths: {request.min_paths} paths cannot come from {len(request.addresses)} addresses"
         )
     if request.type is VolumeType.BLOCK:
-        for key in ("fstype", "format", "mkfs-options", "mount-options"):
-            if key in options and options[key].value not in ("never", []):
-                raise InvalidArgument(f"option {key}: applies to type filesystem only")
+        given = {
+            "fstype": request.fstype is not None,
+            "format": request.format is not FormatPolicy.NEVER,
+            "mkfs-options": bool(request.mkfs_options),
+            "mount-options": bool(request.mount_options),
+        }
+        for key in (key for key, is_given in given.items() if is_given):
+            raise InvalidArgument(f"option {key}: applies to type filesystem only")
     if request.mkfs_options and request.format is FormatPolicy.NEVER:
         raise InvalidArgument("option mkfs-options: needs format=if-empty")
     return request
@@ -275,11 +280,19 @@ def _tool_options(key: str, values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+# Another place to write to or to read from, or mkfs told not to look for what is there.
+_MKFS_OPTIONS_REFUSED = re.compile(
+    r"-f|-F|--force|((-[a-zA-Z])?|.*,)(device|dev|logdev|rtdev|journal_dev|name|options|file)=.*"
+)
+
+
 def _mkfs_options(values: tuple[str, ...]) -> tuple[str, ...]:
     """Options for mkfs. None may name another file or device: mkfs would write to it."""
     for position, value in enumerate(_tool_options("mkfs-options", values)):
         if "/" in value:
             raise InvalidArgument(f"option mkfs-options: {value!r} names a path, which is not accepted")
+        if _MKFS_OPTIONS_REFUSED.fullmatch(value):
+            raise InvalidArgument(f"option mkfs-options: {value!r} is not accepted here")
         follows_flag = position > 0 and values[position - 1].startswith("-")
         if value in ("-", "--") or not (value.startswith("-") or follows_flag):
             raise InvalidArgument(f"option mkfs-options: {value!r} is neither an option nor the value of one")
@@ -289,7 +302,7 @@ def _mkfs_options(values: tuple[str, ...]) -> tuple[str, ...]:
 # These change what mount(8) does, or where, and would undermine what the daemon knows about the mount.
 _MOUNT_OPTIONS_REFUSED = re.compile(
     r"(r?bind|move|remount|r?(shared|slave|private|unbindable)|make-.*|rw|loop|loop=.*|offset=.*|sizelimit=.*|"
-    r"encryption=.*|u?helper=.*|[xX]-mount\..*|x-systemd\..*|users?|owner|group|defaults|noauto|auto|nofail|"
+    r"encryption=.*|u?helper=.*|[xX]-mount\..*|x-systemd\..*|verity\..*|users?|owner|group|defaults|noauto|auto|nofail|"
     r"device=.*|logdev=.*|rtdev=.*|journal_path=.*|journal_dev=.*|fscontext=.*,.*)"
 )
 
