@@ -56,11 +56,16 @@ class MountCache:
             added = [(line, parse_mount(line)) for line in new]
         except ValueError as error:
             raise OSError(errno.EBADMSG, f"unexpected line in the mount table: {error}") from error
-        for line in gone:
-            self._remove(self._by_line.pop(line))
-        for line, mount in added:
-            self._by_line[line] = mount
-            self._add(mount)
+        try:
+            for line in gone:
+                self._remove(self._by_line.pop(line))
+            for line, mount in added:
+                self._by_line[line] = mount
+                self._add(mount)
+        except BaseException:
+            # half a change is worse than none: the next refresh begins anew
+            self._clear()
+            raise
         self._stale = False
         if gone or new:
             self.version += 1
@@ -72,11 +77,14 @@ class MountCache:
 
     def rebuild(self) -> None:
         """Forget everything and read the table anew: for when there is any doubt. Raises OSError."""
+        self._clear()
+        self.rebuilds += 1
+        self.refresh()
+
+    def _clear(self) -> None:
         for index in (self._by_line, self._by_path, self._by_number, self._by_node, self._sources):
             index.clear()
         self._stale = True
-        self.rebuilds += 1
-        self.refresh()
 
     def __len__(self) -> int:
         return len(self._by_line)
@@ -102,11 +110,7 @@ class MountCache:
 
     def block_mounts_of(self, namespace: Namespace) -> tuple[tuple[str, Mount], ...]:
         """(device name, mount) of every bind of the namespace's device node, or of those of its partitions."""
-        return tuple(
-            (device.name, mount)
-            for device in namespace.devices
-            for mount in _stacked(self._by_node.get(device.name, {}))
-        )
+        return tuple((name, mount) for name in namespace.nodes for mount in _stacked(self._by_node.get(name, {})))
 
     def is_mount_of(self, mount: Mount, namespace: Namespace) -> bool:
         """Whether a mount from this cache is one of the namespace (filesystem or block bind)."""

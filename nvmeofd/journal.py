@@ -29,6 +29,7 @@ class Phase(StrEnum):
     MOUNTING = "mounting"  # the volume is complete but for the mount, which may or may not be there
     STAGED = "staged"
     UNSTAGING = "unstaging"  # the mount may or may not be there
+    UNDOING = "undoing"  # a Stage that failed left its mount behind; its caller knows that it failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +75,20 @@ class SubsystemRecord:
         return not self.controllers and self.intent is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FormatRecord:
-    """A filesystem being made on a device that was proven blank. Left over only when mkfs did not end well."""
+    """A filesystem being made on a device that was proven blank. Left over only when the daemon was killed meanwhile.
 
+    ``size`` is in bytes, ``started_at`` in microseconds since the epoch.
+    """
+
+    nqn: str
     wwid: str
     size: int
+    diskseq: int
     fstype: str
     uuid: str
+    started_at: int
 
 
 class Store(Protocol):
@@ -186,8 +193,8 @@ class Journal:
 
     def drop_format(self, wwid: str) -> None:
         """Raises OSError."""
-        if self.formats.pop(wwid, None) is not None:
-            self._store.delete(_file_name("format", wwid))
+        self._store.delete(_file_name("format", wwid))
+        self.formats.pop(wwid, None)
 
     def _write(self, kind: str, key: str, record: VolumeRecord | SubsystemRecord | FormatRecord) -> None:
         data = {"version": VERSION, "kind": kind, "record": asdict(record)}

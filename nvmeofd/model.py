@@ -186,7 +186,9 @@ class Address:
         if self.transport is Transport.FC:
             return f"fc://{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.transport}://{host}:{self.port}"
+        given = (("host-traddr", self.host_traddr), ("host-iface", self.host_iface))
+        query = "&".join(f"{key}={value}" for key, value in given if value)
+        return f"{self.transport}://{host}:{self.port}" + (f"?{query}" if query else "")
 
 
 def _address_parts(text: str) -> dict[str, Any]:
@@ -307,6 +309,11 @@ class Controller:
         return self.state == "live"
 
     @property
+    def going(self) -> bool:
+        """Whether the kernel is deleting it (nvme_sysfs_show_state, drivers/nvme/host/sysfs.c)."""
+        return self.state.startswith(("deleting", "dead"))
+
+    @property
     def address(self) -> str:
         """The address in the notation that requests use."""
         if self.transport == Transport.LOOP:
@@ -375,6 +382,16 @@ class Namespace:
     def devices(self) -> tuple[BlockDevice, ...]:
         """The disk and its partitions."""
         return (BlockDevice(self.name, self.number), *self.partitions)
+
+    @property
+    def generic_name(self) -> str:
+        """The name of the character device: ng0n1 for nvme0n1 (nvme_cdev_add, drivers/nvme/host/core.c)."""
+        return self.name.replace("nvme", "ng", 1)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of all device nodes below /dev."""
+        return (*(device.name for device in self.devices), self.generic_name)
 
     def same_incarnation(self, other: Namespace) -> bool:
         """Whether both are one and the same disk, not merely the same name or the same wwid."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nvmeofd.errors import Busy, Cancelled, Failed, NvmeofdError, ShuttingDown, Timeout
+from nvmeofd.kernel.threads import outlast
 from nvmeofd.log import log, quoted
 from nvmeofd.model import OperationKind, Step
 
@@ -72,6 +74,9 @@ class Job:
         self._work = work
         self._task: asyncio.Task[Any] | None = None
         self._stop_reason: NvmeofdError | None = None
+        self._protected = False
+        self._failed_step: Step | None = None  # where undoing began
+        self._failure: NvmeofdError | None = None  # why undoing began
         self._timers: list[asyncio.TimerHandle] = []
         self._on_step: Callable[[Job], None] = lambda _: None
         self._on_dequeue: Callable[[Job, NvmeofdError], None] = lambda _, __: None
@@ -100,18 +105,30 @@ class Job:
             self.step = step
             self._on_step(self)
 
-    def roll_back(self) -> None:
-        """Begin to undo: from here on the job is not to be stopped."""
+    def roll_back(self, why: BaseException | None = None) -> None:
+        """Begin to undo, or to see to the end what cannot be undone: from here on the job is not to be stopped."""
         if self.step is not Step.ROLLING_BACK:
+            self._failed_step = self.step
+            if isinstance(why, NvmeofdError):
+                self._failure = why
             self.step = Step.ROLLING_BACK
             self._on_step(self)
+
+    @contextmanager
+    def protected(self) -> Iterator[None]:
+        """Part of the work that is seen to its end: a stop that comes meanwhile takes effect after it."""
+        self._protected = True
+        try:
+            yield
+        finally:
+            self._protected = False
 
     def checkpoint(self) -> None:
         """Raise CancelledError when the job was told to stop.
 
         For use after a call that finished its side effect although it was cancelled.
         """
-        if self._stop_reason is not None and self.step is not Step.ROLLING_BACK:
+        if self._stop_reason is not None and self.step is not Step.ROLLING_BACK and not self._protected:
             raise asyncio.CancelledError
 
     def cancel(self) -> None:
@@ -136,27 +153,35 @@ class Job:
 
     async def run(self) -> NvmeofdError | None:
         """Do the work to its real end and return the error it ended with, which the caller has got too."""
+        if asyncio.get_running_loop().time() >= self.soft_deadline and not self.result.done():
+            # what is left of the time is for undoing: nothing is begun in it
+            expired = Timeout(f"the deadline of {self.timeout:g} s passed in step queued")
+            self._disarm()
+            self.result.set_exception(expired)
+            return expired
         self.started_at = now_us()
         self._task = asyncio.ensure_future(self._work(self))
         error: NvmeofdError | None = None
         value: Any = None
         try:
-            # wait() and not await: when the queue itself is cancelled the work is not, the daemon closes around it
+            # wait() and not await: the work is told to stop by its own clocks only
             await asyncio.wait([self._task])
+        except asyncio.CancelledError:
+            # the queue is abandoned: see to the end of the work, however long the kernel takes
+            self._stop(ShuttingDown("the daemon is stopping"))
+            await outlast(self._task)
+        try:
             value = self._task.result()
         except asyncio.CancelledError:
-            if not self._task.done():
-                self._task.cancel()
-                raise
             error = self._stop_reason or Failed("the work was cancelled")
         except NvmeofdError as exception:
             error = exception
         except OSError as exception:
-            log.error("%s: step %s: %s", self, self.step, exception)
-            error = Failed(f"step {self.step}: {exception}")
+            log.error("%s: step %s: %s", self, self._failed_step or self.step, exception)
+            error = Failed(f"step {self._failed_step or self.step}: {exception}")
         except Exception:  # noqa: BLE001 - the caller gets an answer and the queue goes on, whatever is wrong
-            log.exception("%s: unexpected error in step %s", self, self.step)
-            error = Failed(f"internal error in step {self.step}, see the log of the daemon")
+            log.exception("%s: unexpected error in step %s", self, self._failed_step or self.step)
+            error = Failed(f"internal error in step {self._failed_step or self.step}, see the log of the daemon")
         finally:
             self._disarm()
         if error is not None and self.leftovers:
@@ -179,8 +204,8 @@ class Job:
         if not self.started:
             self._stop(Timeout(f"the deadline of {self.timeout:g} s passed in step queued"))
         elif not self.result.done():
-            reason = self._stop_reason or Timeout(f"the deadline of {self.timeout:g} s passed")
-            self.result.set_exception(type(reason)(f"{reason}; still running: {self._where()}"))
+            reason = self._failure or self._stop_reason or Timeout(f"the deadline of {self.timeout:g} s passed")
+            self.result.set_exception(Timeout(f"{reason}; still running: {self._where()}"))
 
     def _where(self) -> str:
         return f"{self.step} ({self.detail})" if self.detail else str(self.step)
@@ -190,7 +215,8 @@ class Job:
             return
         self._stop_reason = reason
         if self._task is not None:
-            self._task.cancel()
+            if not self._protected:
+                self._task.cancel()
         else:
             self._disarm()
             self.result.set_exception(reason)
@@ -258,7 +284,7 @@ class Workers:
         return queue is not None and any(job.operation is OperationKind.STAGE for job in queue.waiting)
 
     def submit(self, job: Job) -> None:
-        """Admit a job.
+        """Admit a job. The bounds are for jobs of clients; the daemon's own are few and must not be lost.
 
         Raises:
             ShuttingDown: no new work is taken.
@@ -267,9 +293,9 @@ class Workers:
         if self._closing:
             raise ShuttingDown("the daemon is stopping")
         queue = self._queues.get(job.nqn)
-        if queue is not None and len(queue.waiting) >= self._queue_limit:
+        if job.visible and queue is not None and len(queue.waiting) >= self._queue_limit:
             raise Busy(f"{len(queue.waiting)} jobs already wait for {job.nqn}")
-        if len(self._jobs) >= self._total_limit:
+        if job.visible and len(self._jobs) >= self._total_limit:
             raise Busy(f"{len(self._jobs)} jobs are already queued")
         if queue is None:
             queue = self._queues[job.nqn] = _Queue()
@@ -300,9 +326,11 @@ class Workers:
         self._queue_limit, self._total_limit = queue_limit, total_limit
 
     async def abandon(self) -> None:
-        """Stop waiting for the queues. What runs is cancelled and waited for as long as the kernel takes."""
+        """Stop what runs, and wait for its end as long as the kernel takes."""
         self._closing = True
         tasks = [queue.task for queue in self._queues.values() if queue.task]
+        for job in list(self._jobs.values()):
+            job.stop_if_queued(ShuttingDown("the daemon is stopping"))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

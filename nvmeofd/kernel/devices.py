@@ -92,11 +92,18 @@ class Device:
         """Whether the first and last MiB, read past the page cache, are all zeros. Raises OSError."""
         return await in_thread(lambda: edges_are_zero(self._fd), name=f"read {self._path}")
 
-    async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str], force: bool) -> None:
+    async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str]) -> None:
         """Run mkfs with the given filesystem UUID. Raises CommandError."""
         if self._read_only:
             raise CommandError(f"mkfs.{fstype}", 126, "the device is to be used read-only")
-        await tools.mkfs(self._commands, fstype, self._path, uuid=uuid, options=options, force=force)
+        await tools.mkfs(self._commands, fstype, self._path, uuid=uuid, options=options)
+
+    async def wipe(self) -> None:
+        """Signatures first, then both edges. Raises CommandError, OSError."""
+        if self._read_only:
+            raise CommandError("wipefs", 126, "the device is to be used read-only")
+        await self._commands.run("wipefs", "--quiet", "--all", "--", self._path)
+        await in_thread(lambda: clear_edges(self._namespace, self._path), name=f"wipe {self._path}")
 
     async def check_filesystem(self, fstype: str) -> None:
         """Run the checker that the type wants before a mount. Raises CommandError when damage is left."""
@@ -140,6 +147,23 @@ def edges_are_zero(fd: int) -> bool:
     # Not closed by hand: after a read error the traceback still has views of it, and closing would fail.
     view = memoryview(mmap.mmap(-1, EDGE))[:length]
     return all(_is_zero(fd, view, offset) for offset in dict.fromkeys((0, size - length)))
+
+
+def clear_edges(namespace: Namespace, path: str) -> None:
+    """Write zeros to the first and the last MiB. Raises DeviceChanged, OSError. Blocks."""
+    fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        blockdev.check_device(namespace, fd)
+        size = blockdev.size_of(fd)
+        length = min(EDGE, size)
+        zeros = bytes(length)
+        for offset in dict.fromkeys((0, size - length)):
+            done = 0
+            while done < length:
+                done += os.pwrite(fd, zeros[done:], offset + done)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_zero(fd: int, view: memoryview, offset: int) -> bool:

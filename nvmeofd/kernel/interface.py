@@ -185,10 +185,16 @@ class LockedDevice(Protocol):
     async def edges_are_zero(self) -> bool:
         """Whether the first and last MiB, read with O_DIRECT, are all zeros. Raises OSError on a read error."""
 
-    async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str], force: bool) -> None:
-        """Run mkfs with the given filesystem UUID. Raises CommandError.
+    async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str]) -> None:
+        """Run mkfs with the given filesystem UUID, without forcing: it refuses itself what is not blank to it.
 
-        Without ``force``, mkfs itself refuses when it finds a filesystem (mkfs.xfs, mkfs.btrfs).
+        Raises CommandError.
+        """
+
+    async def wipe(self) -> None:
+        """Make blank again what a mkfs that did not end well has written: signatures, first and last MiB.
+
+        Only for a device that was proven blank just before. Raises CommandError, OSError (EBUSY when it is in use).
         """
 
     async def check_filesystem(self, fstype: str) -> None:

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from nvmeofd.kernel.commands import Commands
 from nvmeofd.kernel.interface import CommandError, Content
 
-# How each mkfs is told to be quiet and which UUID to use, and to go ahead on a device that is not blank. mkfs.xfs and
-# mkfs.btrfs refuse such a device; mke2fs would ask, but without a terminal it just goes ahead
-# (check_plausibility and proceed_question, misc/mke2fs.c).
+# How each mkfs is told to be quiet and which UUID to use. None is told to force anything: on a blank device none asks.
 _MKFS: dict[str, tuple[str, ...]] = {
     "ext2": ("-q", "-U", "{uuid}"),
     "ext3": ("-q", "-U", "{uuid}"),
@@ -18,7 +16,6 @@ _MKFS: dict[str, tuple[str, ...]] = {
     "xfs": ("-q", "-m", "uuid={uuid}"),
     "btrfs": ("-q", "-U", "{uuid}"),
 }
-_MKFS_FORCE = {"ext2": "-F", "ext3": "-F", "ext4": "-F", "xfs": "-f", "btrfs": "-f"}
 _E2FSCK_TYPES = frozenset({"ext2", "ext3", "ext4"})
 _E2FSCK_REASONS = {
     2: "errors were corrected, and it asks for a reboot",
@@ -38,17 +35,12 @@ def mkfs_supported(commands: Commands, fstype: str) -> bool:
     return fstype in _MKFS and commands.available(f"mkfs.{fstype}")
 
 
-async def mkfs(commands: Commands, fstype: str, device: str, *, uuid: str, options: Sequence[str], force: bool) -> None:
+async def mkfs(commands: Commands, fstype: str, device: str, *, uuid: str, options: Sequence[str]) -> None:
     """Make a filesystem. Raises CommandError."""
     tool = f"mkfs.{fstype}"
     if fstype not in _MKFS:
         raise CommandError(tool, 127, "not supported")
     fixed = [argument.format(uuid=uuid) for argument in _MKFS[fstype]]
-    if force:
-        fixed.append(_MKFS_FORCE[fstype])
-        # mkfs.btrfs refuses a UUID that any device of the host has, also when it is the one to be overwritten.
-        if fstype == "btrfs":
-            await commands.run("wipefs", "--quiet", "--all", "--", device)
     await commands.run(tool, *fixed, *options, "--", device)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nvmeofd.errors import AuthenticationFailed, ConnectFailed, InvalidArgument, NamespaceNotFound
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters, DeviceChanged
 from nvmeofd.log import log
-from nvmeofd.model import Address, Controller, HostIdentity, Namespace, Step, parse_host_id, parse_nqn
+from nvmeofd.model import Address, HostIdentity, Namespace, Step, parse_host_id, parse_nqn
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ async def connect_paths(core: Core, job: Job, request: StageRequest, transaction
             "give one address, or boot with nvme_core.multipath=Y"
         )
     host = host_identity(core, request)
-    new: list[Controller] = []
-    transaction.on_failure(f"disconnect {request.nqn}", lambda: _disconnect_new(core, job, request.nqn, new))
+    before = core.kernel.subsystem(request.nqn)
+    # an earlier attempt may have ended without a word on its outcome
+    core.ownership.adopt(request.nqn, before)
+    known = {controller.instance for controller in before.controllers} if before else set()
+    transaction.on_failure(f"disconnect {request.nqn}", lambda: _disconnect_new(core, job, request.nqn, known))
     failures: dict[str, str] = {}
     errors: list[int] = []
     resolved: list[Address] = []
@@ -53,7 +56,7 @@ async def connect_paths(core: Core, job: Job, request: StageRequest, transaction
             continue
         for candidate in candidates:
             try:
-                await _connect_one(core, job, request, host, candidate, new)
+                await _connect_one(core, job, request, host, candidate)
             except ConnectError as error:
                 where = str(address) if str(address) == str(candidate) else f"{address} ({candidate.host})"
                 failures[where] = str(error)
@@ -65,7 +68,8 @@ async def connect_paths(core: Core, job: Job, request: StageRequest, transaction
                 resolved.append(candidate)
                 break
     subsystem = core.kernel.subsystem(request.nqn)
-    serving = [c for c in subsystem.controllers if any(map(c.serves, resolved))] if subsystem else []
+    controllers = subsystem.controllers if subsystem else ()
+    serving = [c for c in controllers if c.host_nqn == host.nqn and any(map(c.serves, resolved))]
     live = sum(controller.live for controller in serving)
     for controller in serving:
         if not controller.live:
@@ -138,16 +142,13 @@ async def wait_for_namespace(core: Core, job: Job, request: StageRequest) -> Nam
                 pass
 
 
-async def _connect_one(
-    core: Core, job: Job, request: StageRequest, host: HostIdentity, address: Address, new: list[Controller]
-) -> None:
+async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostIdentity, address: Address) -> None:
     """Connect one resolved address unless it is. Raises ConnectError."""
     before = core.kernel.subsystem(request.nqn)
     known = before.controllers if before else ()
-    if any(controller.serves(address) and controller.host_nqn == host.nqn for controller in known):
+    # one that is being deleted is no path; the kernel says EALREADY until it is gone
+    if any(c.serves(address) and c.host_nqn == host.nqn and not c.going for c in known):
         return
-    # an earlier attempt may have ended without a word on its outcome
-    core.ownership.adopt(request.nqn, before)
     config, options = core.config.connect, request.connect
     parameters = ConnectParameters(
         nqn=request.nqn,
@@ -162,41 +163,59 @@ async def _connect_one(
         hdr_digest=options.hdr_digest,
         data_digest=options.data_digest,
     )
-    core.ownership.intend(request.nqn, address, host.nqn, known)
+    try:
+        core.ownership.intend(request.nqn, address, host.nqn, known)
+    except OSError:
+        core.ownership.not_connected(request.nqn)
+        raise
     try:
         name = await core.kernel.connect(parameters)
     except ConnectError as error:
+        if error.errno != errno.EALREADY:
+            core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
+            raise
+        # somebody was faster; fine, unless it was done for another host identity
         core.ownership.not_connected(request.nqn)
-        if error.errno == errno.EALREADY:
-            # somebody was faster; fine, unless it was done for another host identity
-            after = core.kernel.subsystem(request.nqn)
-            same = [c for c in after.controllers if c.serves(address)] if after else []
-            if any(controller.host_nqn == host.nqn for controller in same):
-                return
-            others = ", ".join(f"{c.name} as {c.host_nqn}" for c in same) or "not to be seen in sysfs"
-            raise ConnectError(error.errno, f"already connected, but not as {host.nqn}: {others}") from error
-        raise
+        _require_host(core, request.nqn, address, host, error)
+        return
+    except OSError as error:
+        core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
+        raise ConnectError(error.errno or errno.EIO, str(error)) from error
     except asyncio.CancelledError:
         core.ownership.not_connected(request.nqn)
         raise
+    # From here on it is connected. Until that is written down the intent stays, and tells whose it is.
     after = core.kernel.subsystem(request.nqn)
     controller = next((c for c in after.controllers if c.name == name), None) if after else None
     if controller is None:
         core.ownership.not_connected(request.nqn)
         raise ConnectError(errno.ENODEV, f"{name} was connected and vanished at once")
     core.ownership.connected(controller)
-    new.append(controller)
     log.info("%s: connected %s as %s", job, address, name)
     job.checkpoint()
 
 
-async def _disconnect_new(core: Core, job: Job, nqn: str, new: list[Controller]) -> None:
-    """Undo of connecting. What others use by now stays, and is looked at again later."""
-    if not new or core.workers.stage_waiting(nqn):
+def _require_host(core: Core, nqn: str, address: Address, host: HostIdentity, error: ConnectError) -> None:
+    """Raises ConnectError when the path that the kernel knows already was connected for another host."""
+    subsystem = core.kernel.subsystem(nqn)
+    same = [c for c in subsystem.controllers if c.serves(address)] if subsystem else []
+    if not any(controller.host_nqn == host.nqn for controller in same):
+        others = ", ".join(f"{c.name} as {c.host_nqn}" for c in same) or "not to be seen in sysfs"
+        raise ConnectError(error.errno, f"already connected, but not as {host.nqn}: {others}") from error
+
+
+async def _disconnect_new(core: Core, job: Job, nqn: str, known: set[int]) -> None:
+    """Undo of connecting: what is there beyond the ``known`` instances, and is this daemon's.
+
+    What others use by now stays, and is looked at again later.
+    """
+    core.ownership.adopt(nqn, core.kernel.subsystem(nqn))
+    if core.workers.stage_waiting(nqn):
         return
-    instances = {controller.instance for controller in new}
     try:
-        await disconnect_unused(core, job, nqn, lambda now: [c for c in now.controllers if c.instance in instances])
+        await disconnect_unused(
+            core, job, nqn, lambda now: [c for c in core.ownership.owned(now) if c.instance not in known]
+        )
     except StillUsed as used:
         core.count("disconnects-deferred")
         log.info("%s: %s stays connected while it is used: %s", job, nqn, used)

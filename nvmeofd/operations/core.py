@@ -61,8 +61,13 @@ class Core:
         self.counters[what] += 1
 
     def add_volume(self, volume: Volume) -> None:
+        """A volume is staged, perhaps anew at the path where it was lost."""
+        known = volume.staging_path in self.volumes
         self.volumes[volume.staging_path] = volume
-        self.observer.volume_added(volume)
+        if known:
+            self.observer.volume_changed(volume)
+        else:
+            self.observer.volume_added(volume)
 
     def remove_volume(self, staging_path: str) -> None:
         if self.volumes.pop(staging_path, None) is not None:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from nvmeofd.cache import MountCache
 from nvmeofd.errors import AlreadyStaged, Busy, NvmeofdError, ShuttingDown
 from nvmeofd.kernel.interface import Event, EventKind
-from nvmeofd.log import log, quoted
+from nvmeofd.log import log
 from nvmeofd.model import HostIdentity, OperationKind, Subsystem, User, UserKind, VolumeState
 from nvmeofd.operations.core import Core
 from nvmeofd.operations.disconnect import disconnect
+from nvmeofd.operations.filesystem import undo_format
 from nvmeofd.operations.guard import all_users
 from nvmeofd.operations.ownership import Ownership
 from nvmeofd.operations.recovery import recover
@@ -28,7 +29,7 @@ from nvmeofd.workers import Job, Workers
 
 if TYPE_CHECKING:
     from nvmeofd.config import Config
-    from nvmeofd.journal import Journal, VolumeRecord
+    from nvmeofd.journal import FormatRecord, Journal, VolumeRecord
     from nvmeofd.kernel.interface import Kernel
     from nvmeofd.operations.observer import Observer
     from nvmeofd.requests import DisconnectRequest, UnstageRequest
@@ -47,7 +48,6 @@ class Engine:
         workers = Workers(observer, queue_limit=config.queue_limit, total_limit=config.total_limit)
         self._core = Core(kernel, cache, journal, Ownership(kernel, journal), workers, observer, config)
         self._tidier = Tidier(self._core, self._clean_up)
-        self._paths: dict[str, Job] = {}  # staging path → the last job admitted for it
         self._stack = AsyncExitStack()
         self._update_timer: asyncio.TimerHandle | None = None
         self._devices_changed = False
@@ -68,6 +68,8 @@ class Engine:
         self._core.kernel.subsystems()
         for record in recover(self._core):
             self._clean_up(record)
+        for unfinished in list(self._core.journal.formats.values()):
+            self._undo_format(unfinished)
         self._tidier.look()
 
     def reconfigure(self, config: Config) -> None:
@@ -99,7 +101,7 @@ class Engine:
         """Stage a volume. Raises NvmeofdError."""
         self._refuse_when_closing()
         path = request.staging_path
-        before = self._paths.get(path)
+        before = self._last_job(path)
         if before is not None and before.operation is OperationKind.STAGE and not before.result.done():
             if _same_request(before.request, request):
                 volume: Volume = await asyncio.shield(before.result)
@@ -114,7 +116,8 @@ class Engine:
         if staged is not None and staged.nqn != request.nqn and before is None:
             raise AlreadyStaged(f"{path} holds {staged.wwid} of {staged.nqn}; unstage it first")
         for other in self._core.workers.of(request.nqn):
-            if not other.result.done() and _same_namespace(other.request, request):
+            elsewhere = other.staging_path != path
+            if elsewhere and not other.result.done() and _same_namespace(other.request, request):
                 raise AlreadyStaged(f"{request.namespace} of {request.nqn} is being staged at {other.staging_path}")
         result: Volume = await self._run(
             OperationKind.STAGE,
@@ -130,7 +133,7 @@ class Engine:
         """Unstage a volume; returns whether its subsystem is no longer connected. Raises NvmeofdError."""
         self._refuse_when_closing()
         path = request.staging_path
-        before, record = self._paths.get(path), self._core.journal.volumes.get(path)
+        before, record = self._last_job(path), self._core.journal.volumes.get(path)
         if before is not None and not before.result.done() and _same_request(before.request, request):
             done: bool = await asyncio.shield(before.result)
             return done
@@ -171,7 +174,7 @@ class Engine:
     # ---- questions
 
     async def list_users(self, nqn: str) -> tuple[User, ...]:
-        """Who uses the subsystem right now. Raises OSError."""
+        """Who uses the subsystem right now. Raises OSError; NvmeofdError when that takes too long."""
         jobs = [job for job in self._core.workers.of(nqn) if job.visible]
         users = [User(UserKind.JOB, job.staging_path or nqn, f"job {job.number} {job.operation}") for job in jobs]
         subsystem = self._core.kernel.subsystem(nqn)
@@ -248,16 +251,12 @@ class Engine:
             operation, nqn, work, timeout=timeout, staging_path=path, sender=sender, request=request, visible=visible
         )
         self._core.workers.submit(job)
-        if path:
-            self._paths[path] = job
         if visible:
             log.info("%s: accepted from uid %d", job, sender)
         # shielded: a client that goes away does not cancel its job
         return await asyncio.shield(job.result)
 
     def _finished(self, job: Job, error: NvmeofdError | None) -> None:
-        if self._paths.get(job.staging_path) is job:
-            del self._paths[job.staging_path]
         if job.visible:
             outcome = "succeeded" if error is None else "failed"
             self._core.count(f"{job.operation}-{outcome}")
@@ -269,6 +268,21 @@ class Engine:
             self._tidier.note_change()
         self._schedule_update(devices=True)
 
+    def _last_job(self, path: str) -> Job | None:
+        """The last job admitted for a staging path that has not ended: it reserves the path."""
+        jobs = [job for job in self._core.workers.jobs.values() if job.staging_path == path]
+        return max(jobs, key=lambda job: job.number, default=None)
+
+    def _undo_format(self, record: FormatRecord) -> None:
+        job = Job(
+            OperationKind.TIDY,
+            record.nqn,
+            lambda job: undo_format(self._core, job, record),
+            timeout=self._core.config.timeout,
+            visible=False,
+        )
+        self._core.workers.submit(job)
+
     def _clean_up(self, record: VolumeRecord) -> None:
         job = Job(
             OperationKind.TIDY,
@@ -278,12 +292,7 @@ class Engine:
             staging_path=record.staging_path,
             visible=False,
         )
-        try:
-            self._core.workers.submit(job)
-        except NvmeofdError as error:
-            log.info("not clearing %s now: %s", quoted(record.staging_path), error)
-        else:
-            self._paths[record.staging_path] = job
+        self._core.workers.submit(job)
 
     # ---- events
 

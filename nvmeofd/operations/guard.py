@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed
 from nvmeofd.kernel.interface import ClaimBusy, CommandError, DeviceChanged, ForeignMount, ProcessScan
+from nvmeofd.kernel.threads import outlast
 from nvmeofd.log import log, quoted
 from nvmeofd.model import Controller, DeviceNumber, Namespace, Step, Subsystem, User, UserKind
 
@@ -48,6 +49,7 @@ async def disconnect_unused(
         if subsystem is None or not choose(subsystem):
             return ()
         _stop_if_used(visible_users(core, subsystem.namespaces))
+        deletion: _Deletion | None = None
         try:
             async with core.kernel.claim(subsystem.namespaces):
                 scan = await _scan(core, subsystem)
@@ -56,14 +58,19 @@ async def disconnect_unused(
                 again = _look(core, nqn)
                 if again is not None and not scan.open_files and _same_namespaces(subsystem, again):
                     _stop_if_used(visible_users(core, again.namespaces))
-                    return await _delete(core, job, again, choose(again))
+                    deletion = _Deletion(core, job, nqn, tuple(choose(again)))
+                    await deletion.run()
         except ClaimBusy as busy:
             _stop_if_used(visible_users(core, subsystem.namespaces))
             raise StillUsed([await _explain_claim(core, subsystem, busy.device)]) from None
         except DeviceChanged as change:
             log.info("%s: looking again: %s", job, change)
         except OSError as error:
-            raise StillUsed([_unreadable(nqn, error)]) from error
+            if deletion is None:
+                raise StillUsed([_unreadable(nqn, error)]) from error
+            log.warning("%s: cannot give back the claim: %s", job, error)
+        if deletion is not None:
+            return deletion.outcome()
         try:
             # a udev worker probes a device, or a namespace just came: both end by themselves
             await core.kernel.settle()
@@ -71,9 +78,62 @@ async def disconnect_unused(
             raise StillUsed([_unreadable(nqn, error)]) from error
     subsystem = _look(core, nqn)
     if subsystem is not None:
-        scan = await _scan(core, subsystem)
-        _stop_if_used(_openers(subsystem, scan, transient=True))
+        try:
+            _stop_if_used(_openers(subsystem, await _scan(core, subsystem), transient=True))
+        except OSError as error:
+            raise StillUsed([_unreadable(nqn, error)]) from error
     raise DisconnectFailed(f"the namespaces of {nqn} keep changing, try again later")
+
+
+class _Deletion:
+    """Deleting controllers: once begun, it is seen to its end, and what it reports is what sysfs shows."""
+
+    def __init__(self, core: Core, job: Job, nqn: str, chosen: tuple[Controller, ...]) -> None:
+        self._core = core
+        self._nqn = nqn
+        self._job = job
+        self._chosen = chosen
+        self._reasons: dict[int, BaseException] = {}
+        self._cancelled: asyncio.CancelledError | None = None
+
+    async def run(self) -> None:
+        """Delete them all. A cancellation waits for the kernel, and is raised only if something is left."""
+        names = ", ".join(controller.name for controller in self._chosen)
+        self._job.enter(Step.DISCONNECTING, names)
+        log.info("%s: deleting %s of %s", self._job, names, quoted(self._nqn))
+        # every one is tried, and all are waited for: half a disconnect is worse to explain than a slow one
+        tasks = [asyncio.ensure_future(self._core.kernel.delete_controller(one)) for one in self._chosen]
+        self._cancelled = await outlast(asyncio.gather(*tasks, return_exceptions=True))
+        for controller, task in zip(self._chosen, tasks, strict=True):
+            if task.cancelled():
+                self._reasons[controller.instance] = asyncio.CancelledError()
+            elif (error := task.exception()) is not None:
+                self._reasons[controller.instance] = error
+
+    def outcome(self) -> tuple[Controller, ...]:
+        """What was deleted. Raises DisconnectFailed; CancelledError when the work was stopped and something is left."""
+        core = self._core
+        try:
+            left = core.kernel.subsystem(self._nqn)
+        except OSError as error:
+            raise DisconnectFailed(f"deleted, but sysfs cannot be read to verify it: {error}") from error
+        present = {controller.instance for controller in left.controllers} if left else set()
+        try:
+            core.ownership.prune(self._nqn, left)
+        except OSError as error:
+            # the next look at the host prunes it
+            log.warning("%s: cannot write the journal: %s", self._job, error)
+        failed = [
+            f"{controller.name}: {self._reasons.get(controller.instance, 'still there')}"
+            for controller in self._chosen
+            if controller.instance in present
+        ]
+        if failed and self._cancelled is not None:
+            raise self._cancelled
+        if failed:
+            raise DisconnectFailed(f"not deleted: {'; '.join(failed)}")
+        core.count("disconnects-done")
+        return self._chosen
 
 
 def visible_users(core: Core, namespaces: Iterable[Namespace]) -> tuple[User, ...]:
@@ -147,33 +207,13 @@ def _same_namespaces(before: Subsystem, now: Subsystem) -> bool:
     )
 
 
-async def _delete(core: Core, job: Job, subsystem: Subsystem, chosen: Sequence[Controller]) -> tuple[Controller, ...]:
-    names = ", ".join(controller.name for controller in chosen)
-    job.enter(Step.DISCONNECTING, names)
-    log.info("%s: deleting %s of %s", job, names, subsystem.nqn)
-    # every one is tried, and all are waited for: half a disconnect is worse to explain than a slow one
-    results = await asyncio.gather(*map(core.kernel.delete_controller, chosen), return_exceptions=True)
-    left = _look(core, subsystem.nqn)
-    present = {controller.instance for controller in left.controllers} if left else set()
-    core.ownership.prune(subsystem.nqn, left)
-    failed = [
-        f"{controller.name}: {result}" if isinstance(result, BaseException) else f"{controller.name}: still there"
-        for controller, result in zip(chosen, results, strict=True)
-        if controller.instance in present
-    ]
-    for result in results:
-        if isinstance(result, asyncio.CancelledError) and failed:
-            raise result
-    if failed:
-        raise DisconnectFailed(f"not deleted: {'; '.join(failed)}")
-    core.count("disconnects-done")
-    return tuple(chosen)
-
-
 async def _scan(core: Core, subsystem: Subsystem) -> ProcessScan:
-    return await core.kernel.scan_processes(
-        _numbers(subsystem), [device.name for ns in subsystem.namespaces for device in ns.devices]
-    )
+    return await core.kernel.scan_processes(_numbers(subsystem), _nodes(subsystem))
+
+
+def _nodes(subsystem: Subsystem) -> list[str]:
+    """The names of all device nodes of the subsystem's namespaces."""
+    return [name for namespace in subsystem.namespaces for name in namespace.nodes]
 
 
 def _numbers(subsystem: Subsystem) -> dict[DeviceNumber, str]:
@@ -198,11 +238,11 @@ def _openers(subsystem: Subsystem, scan: ProcessScan, *, transient: bool) -> lis
         User(UserKind.OPEN, subsystem.name, f"pid {pid}: its open files cannot be read") for pid in scan.unreadable
     ]
     # a device node bound in another mount namespace: the claim does not see it, unlike a filesystem mounted there
-    nodes = {device.name: f"/dev/{device.name}" for ns in subsystem.namespaces for device in ns.devices}
+    nodes = _nodes(subsystem)
     for foreign in scan.foreign_mounts:
         node = foreign.mount.root.removeprefix("/")
         if foreign.mount.fstype == "devtmpfs" and node in nodes:
-            users.append(User(UserKind.BLOCK_MOUNT, nodes[node], _elsewhere(foreign)))
+            users.append(User(UserKind.BLOCK_MOUNT, f"/dev/{node}", _elsewhere(foreign)))
     return users
 
 

@@ -39,8 +39,16 @@ class Ownership:
         )
 
     def owned(self, subsystem: Subsystem) -> tuple[Controller, ...]:
-        """Those controllers of the subsystem that are this daemon's."""
-        return tuple(controller for controller in subsystem.controllers if self.owns(controller))
+        """Those controllers of the subsystem that are this daemon's, and that nobody else has taken over since.
+
+        Raises:
+            OSError: the registry cannot be read.
+        """
+        return tuple(
+            controller
+            for controller in subsystem.controllers
+            if self.owns(controller) and self.other_owner(controller) is None
+        )
 
     def keeps(self, nqn: str) -> bool:
         """Whether the subsystem is to stay connected although nothing uses it."""
@@ -93,7 +101,8 @@ class Ownership:
             log.warning("cannot remove %s from the registry: %s", name, error)
 
     def adopt(self, nqn: str, subsystem: Subsystem | None) -> None:
-        """After a crash: take over a controller that appeared under an intent whose outcome was never written down.
+        """Take over a controller that appeared under an intent whose outcome was never written down (a crash, a full
+        disk).
 
         It is this daemon's when it serves the intended address for the intended host, was not there before, and
         nobody else has put his name on it.
@@ -108,9 +117,9 @@ class Ownership:
                 and controller.serves(intent.address)
                 and controller.host_nqn == intent.host_nqn
                 and not self.owns(controller)
-                and self._registered_to(controller) in (None, OWNER)
+                and self.other_owner(controller) is None
             ):
-                log.info("taking over %s of %s, connected just before the last stop", controller.name, nqn)
+                log.info("taking over %s of %s: connected, but not written down then", controller.name, nqn)
                 self.connected(controller)
                 return
         self.not_connected(nqn)
@@ -118,10 +127,7 @@ class Ownership:
     def other_owner(self, controller: Controller) -> str | None:
         """The other orchestrator that owns the controller, None for nobody or this daemon. Raises OSError."""
         owner = self._kernel.registry_owner(controller.name)
-        return None if owner == OWNER or self.owns(controller) else owner
-
-    def _registered_to(self, controller: Controller) -> str | None:
-        return self._kernel.registry_owner(controller.name)
+        return None if owner == OWNER else owner
 
     def _kernel_has(self, name: str) -> bool:
         return any(controller.name == name for found in self._kernel.subsystems() for controller in found.controllers)

@@ -39,10 +39,12 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
         return False
     mounted = own_mount(core, volume) is not None
     if record.phase is not Phase.STAGED:
-        if not mounted:
+        if not mounted or record.phase is Phase.UNDOING:
             return False
         # the mount was made just before the stop, or not removed before it: either way it is there now
-        core.journal.put_volume(replace(record, phase=Phase.STAGED))
+        mount = own_mount(core, volume)
+        volume = replace(volume, mount_id=mount.mount_id if mount else 0)
+        core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
     state = current_state(core.cache, core.kernel.subsystem(volume.nqn), volume)
     core.add_volume(replace(volume, state=state))
     log.info("found %s of %s at %s again: %s", volume.wwid, quoted(volume.nqn), quoted(path), state)

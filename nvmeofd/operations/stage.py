@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvmeofd.errors import (
-    AlreadyStaged,
-    CheckFailed,
-    FormatFailed,
-    InvalidArgument,
-    MountFailed,
-    NoFilesystem,
-    NotBlank,
-    PathNotEmpty,
-    WrongFilesystem,
-)
-from nvmeofd.journal import FormatRecord, Phase, VolumeRecord
-from nvmeofd.kernel.interface import (
-    CommandError,
-    Content,
-    DeviceChanged,
-    KernelError,
-    LockedDevice,
-    PathKind,
-    StagingPathError,
-)
+from nvmeofd.errors import AlreadyStaged, InvalidArgument, MountFailed, PathNotEmpty, WrongFilesystem
+from nvmeofd.journal import Phase, VolumeRecord
+from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged, KernelError, PathKind, StagingPathError
 from nvmeofd.log import log, quoted
-from nvmeofd.model import FormatPolicy, Namespace, Step, VolumeType
+from nvmeofd.model import Namespace, Step, VolumeType
+from nvmeofd.operations import filesystem
 from nvmeofd.operations.connect import connect_paths, wait_for_namespace
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.transaction import Transaction
-from nvmeofd.operations.unstage import clean_up, unmount_own
+from nvmeofd.operations.unstage import clean_up, make_writable, own_mount, unmount_own
 from nvmeofd.operations.volumes import Volume, find_mount
 from nvmeofd.workers import now_us
 
 if TYPE_CHECKING:
+    from nvmeofd.kernel.interface import LockedDevice, Mount
     from nvmeofd.model import Address
     from nvmeofd.operations.core import Core
     from nvmeofd.requests import StageRequest
@@ -57,39 +40,40 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
             return _same_volume(core, staged, request)
         _require_same_namespace(core, staged, request)
         log.info("%s: staging again, the mount went away", job)
-    left_over = core.journal.volumes.get(path)
-    if left_over is not None and left_over.phase is not Phase.STAGED:
+    elif (left_over := core.journal.volumes.get(path)) is not None:
         await clean_up(core, job, left_over)
     kind = await _usable_path(core, request)
-    created = kind is PathKind.ABSENT or (staged is not None and staged.created_path)
+    previous = core.journal.volumes.get(path)
     record = VolumeRecord(
-        nqn=request.nqn, staging_path=path, type=request.type, phase=Phase.STAGING, creates_path=created
+        nqn=request.nqn,
+        staging_path=path,
+        type=request.type,
+        phase=Phase.STAGING,
+        creates_path=staged is not None and staged.created_path,
     )
     async with Transaction(job) as transaction:
-        previous = core.journal.volumes.get(path)
+        transaction.on_failure("restore the journal", lambda: _restore_record(core, path, previous))
         core.journal.put_volume(record)
-        transaction.on_failure("restore the journal", lambda: _restore_record(core, job, path, previous))
-        core.ownership.set_keep(request.nqn, False)
         addresses = await connect_paths(core, job, request, transaction)
         namespace = await wait_for_namespace(core, job, request)
         _refuse_second_place(core, request, namespace)
+        volume = _volume(request, namespace, addresses)
         job.enter(Step.PROBING, namespace.path)
         try:
             async with core.kernel.lock_device(namespace, read_only=request.read_only) as device:
                 if request.read_only:
-                    if users := visible_users(core, [namespace]):
-                        who = "; ".join(map(str, users))
-                        raise MountFailed(f"{namespace.path} cannot be made read-only while it is used: {who}")
-                    transaction.on_failure(f"make {namespace.path} writable", lambda: _set_writable(core, namespace))
-                    await device.set_read_only(True)
-                fstype = await _filesystem(core, job, request, namespace, device)
-                volume = _volume(request, namespace, fstype, addresses, created)
-                await _mount(core, job, volume, record, namespace, kind, transaction)
+                    await _make_read_only(core, replace(record, volume=volume), namespace, device, transaction)
+                if request.type is VolumeType.FILESYSTEM:
+                    fstype = await filesystem.prepare(core, job, request, namespace, device)
+                    volume = replace(volume, fstype=fstype, mount_options=_mount_options(request, fstype))
+                record = await _mount(core, job, volume, record, namespace, kind, transaction)
                 await device.verify()
         except (DeviceChanged, OSError) as error:
             raise MountFailed(f"{namespace.path}: {error}") from error
         job.checkpoint()
-        core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
+        core.journal.put_volume(replace(record, phase=Phase.STAGED))
+    core.ownership.set_keep(request.nqn, False)
+    volume = record.volume or volume
     core.add_volume(volume)
     log.info("%s: staged %s as %s", job, volume.wwid, volume.device)
     return volume
@@ -133,7 +117,8 @@ def _require_same_namespace(core: Core, staged: Volume, request: StageRequest) -
 
 def _refuse_second_place(core: Core, request: StageRequest, namespace: Namespace) -> None:
     for other in core.volumes.values():
-        if (other.nqn, other.wwid) == (request.nqn, namespace.wwid):
+        same = (other.nqn, other.wwid) == (request.nqn, namespace.wwid)
+        if same and other.staging_path != request.staging_path:
             raise AlreadyStaged(f"{namespace.wwid} of {request.nqn} is staged at {other.staging_path}")
 
 
@@ -153,104 +138,21 @@ async def _usable_path(core: Core, request: StageRequest) -> PathKind:
     return kind
 
 
-async def _filesystem(core: Core, job: Job, request: StageRequest, namespace: Namespace, device: LockedDevice) -> str:
-    """Make sure that there is the right filesystem and that it is sound; return its type ("" for block volumes)."""
-    if request.type is VolumeType.BLOCK:
-        return ""
-    content = await _probe(device, namespace)
-    wanted = request.fstype
-    unfinished = core.journal.formats.get(namespace.wwid)
-    if unfinished is not None and not _left_by(unfinished, content, namespace):
-        unfinished = None
-    if content.fstype and unfinished is None:
-        if wanted not in (None, content.fstype):
-            raise WrongFilesystem(f"{namespace.path} holds {content.fstype}, not {wanted}")
-        fstype = content.fstype
-        users = visible_users(core, [namespace])
-        if request.fsck and not request.read_only and not users:
-            job.enter(Step.CHECKING, f"{fstype} on {namespace.path}")
-            try:
-                await device.check_filesystem(fstype)
-            except CommandError as error:
-                raise CheckFailed(f"{namespace.path}: {error}; repair it by hand before staging it again") from error
-        return fstype
-    if request.format is FormatPolicy.NEVER or request.read_only:
-        found = content.other or ("signatures of more than one kind" if content.ambivalent else "no filesystem")
-        raise NoFilesystem(f"{namespace.path} ({namespace.wwid}) holds {found}")
-    if unfinished is None:
-        await _require_blank(device, namespace, content)
-    fstype = wanted or "ext4"
-    await _format(core, job, request, namespace, device, fstype, force=unfinished is not None)
-    return fstype
-
-
-async def _probe(device: LockedDevice, namespace: Namespace) -> Content:
-    try:
-        return await device.probe()
-    except (CommandError, OSError) as error:
-        raise NotBlank(f"{namespace.path} cannot be read, so nothing is done to it: {error}") from error
-
-
-def _left_by(record: FormatRecord, content: Content, namespace: Namespace) -> bool:
-    """Whether what is on the device can only come from the mkfs that this record tells of.
-
-    That mkfs ran on this very namespace after it was proven blank, was cut short, and its filesystem was never
-    mounted: so nothing of value is on it. Anything that carries another UUID came from somewhere else.
-    """
-    return (
-        record.size == namespace.size
-        and not content.other
-        and not content.ambivalent
-        and (content.nothing_found or (content.fstype == record.fstype and content.uuid == record.uuid))
-    )
-
-
-async def _require_blank(device: LockedDevice, namespace: Namespace, content: Content) -> None:
-    """Raises NotBlank unless it is certain that nothing is on the device."""
-    if not content.nothing_found:
-        what = content.other or content.fstype or "signatures of more than one kind"
-        raise NotBlank(f"{namespace.path} holds {what}, so it is not formatted")
-    try:
-        zero = await device.edges_are_zero()
-    except OSError as error:
-        raise NotBlank(f"{namespace.path} cannot be read, so it is not formatted: {error}") from error
-    if not zero:
-        raise NotBlank(
-            f"{namespace.path} has data in its first or last MiB that blkid does not recognise, so it is not "
-            "formatted; if it is worthless, write zeros there"
-        )
-
-
-async def _format(
-    core: Core,
-    job: Job,
-    request: StageRequest,
-    namespace: Namespace,
-    device: LockedDevice,
-    fstype: str,
-    *,
-    force: bool,
+async def _make_read_only(
+    core: Core, record: VolumeRecord, namespace: Namespace, device: LockedDevice, transaction: Transaction
 ) -> None:
-    if not core.kernel.mkfs_supported(fstype):
-        raise FormatFailed(f"this host has no mkfs for {fstype}")
-    subsystem = core.kernel.subsystem(request.nqn)
-    if subsystem is None or not subsystem.live_controllers:
-        raise FormatFailed(f"no path to {request.nqn} is live")
+    """Make the device refuse writes. Raises MountFailed when anybody uses it: a writer would lose data."""
     if users := visible_users(core, [namespace]):
-        raise NotBlank(f"{namespace.path} is in use, so it is not formatted: {'; '.join(map(str, users))}")
-    record = FormatRecord(namespace.wwid, namespace.size, fstype, str(uuid.uuid4()))
-    job.enter(Step.FORMATTING, f"{fstype} on {namespace.path}")
-    core.journal.put_format(record)
-    log.info("%s: %s is blank, making %s", job, namespace.path, fstype)
+        who = "; ".join(map(str, users))
+        raise MountFailed(f"{namespace.path} cannot be made read-only while it is used: {who}")
     try:
-        await device.verify()
-        await device.make_filesystem(fstype, uuid=record.uuid, options=request.mkfs_options, force=force)
-        content = await device.probe()
-    except (CommandError, DeviceChanged) as error:
-        raise FormatFailed(f"{namespace.path}: {error}") from error
-    if content.fstype != fstype:
-        raise FormatFailed(f"{namespace.path}: mkfs for {fstype} succeeded, but it holds {content.fstype or 'nothing'}")
-    core.journal.drop_format(namespace.wwid)
+        # the claim also finds a mount in another mount namespace, and keeps new ones away meanwhile
+        async with core.kernel.claim([namespace]):
+            core.journal.put_volume(record)
+            transaction.on_failure(f"make {namespace.path} writable", lambda: make_writable(core, namespace))
+            await device.set_read_only(True)
+    except ClaimBusy as error:
+        raise MountFailed(f"{namespace.path} cannot be made read-only while it is used: {error}") from error
 
 
 async def _mount(
@@ -261,14 +163,21 @@ async def _mount(
     namespace: Namespace,
     kind: PathKind,
     transaction: Transaction,
-) -> None:
+) -> VolumeRecord:
+    """Make the staging path and mount there. Returns the record with the mount in it.
+
+    Raises:
+        MountFailed, InvalidArgument
+    """
     path = volume.staging_path
     job.enter(Step.MOUNTING, path)
-    core.journal.put_volume(replace(record, phase=Phase.MOUNTING, volume=volume))
+    creates = kind is PathKind.ABSENT
+    volume = replace(volume, created_path=creates or record.creates_path)
+    record = replace(record, phase=Phase.MOUNTING, volume=volume, creates_path=volume.created_path)
+    core.journal.put_volume(record)
     try:
-        if kind is PathKind.ABSENT:
-            transaction.on_failure(f"remove {path}", lambda: core.kernel.remove_path(path, volume.type))
-            await core.kernel.create_path(path, volume.type)
+        if creates:
+            await _create_path(core, record, transaction)
         transaction.on_failure(f"unmount {path}", lambda: unmount_own(core, volume))
         if volume.type is VolumeType.BLOCK:
             await core.kernel.bind_device(namespace, path, read_only=volume.read_only)
@@ -278,35 +187,61 @@ async def _mount(
         raise InvalidArgument(f"staging path: {error}") from error
     except (KernelError, OSError) as error:
         raise MountFailed(f"{namespace.path} at {quoted(path)}: {error}") from error
+    mount = _verified(core, volume, namespace)
+    return replace(record, volume=replace(volume, mount_id=mount.mount_id))
+
+
+async def _create_path(core: Core, record: VolumeRecord, transaction: Transaction) -> None:
+    path = record.staging_path
+    created = True
+
+    async def remove() -> None:
+        if created:
+            await core.kernel.remove_path(path, record.type)
+
+    transaction.on_failure(f"remove {path}", remove)
+    try:
+        await core.kernel.create_path(path, record.type)
+    except FileExistsError as error:
+        created = False  # somebody else made it just now, so it is not to be removed here
+        core.journal.put_volume(replace(record, creates_path=False))
+        raise MountFailed(f"{path} came into being just now") from error
+
+
+def _verified(core: Core, volume: Volume, namespace: Namespace) -> Mount:
+    """The mount just made, if it is what it should be. Raises MountFailed."""
     core.cache.refresh()
-    mounts = core.cache.mounts_at(path)
+    mounts = core.cache.mounts_at(volume.staging_path)
     if not mounts or not core.cache.is_mount_of(mounts[-1], namespace):
-        raise MountFailed(f"{namespace.path} was mounted at {quoted(path)}, but something else is there")
+        raise MountFailed(f"{namespace.path} was mounted at {quoted(volume.staging_path)}, but something else is there")
+    # mount(8) falls back to read-only on a write-protected device, and calls that success
+    read_only = "ro" in mounts[-1].options or "ro" in mounts[-1].super_options
+    if volume.type is VolumeType.FILESYSTEM and read_only and not volume.read_only:
+        raise MountFailed(f"{namespace.path} is write-protected; ask for read-only to mount it so")
+    return mounts[-1]
 
 
-async def _restore_record(core: Core, job: Job, path: str, previous: VolumeRecord | None) -> None:
-    if job.leftovers:
-        # the record tells what is left over; it is cleaned up later
+async def _restore_record(core: Core, path: str, previous: VolumeRecord | None) -> None:
+    """The last undo: what the others could not undo stays in the journal, to be tried again."""
+    record = core.journal.volumes.get(path)
+    core.cache.refresh()
+    if record is not None and record.volume is not None and own_mount(core, record.volume) is not None:
+        core.journal.put_volume(replace(record, phase=Phase.UNDOING))
         core.remove_volume(path)
-    elif previous is None:
-        core.journal.drop_volume(path)
-    else:
+    elif previous is not None:
         core.journal.put_volume(previous)
+    else:
+        core.journal.drop_volume(path)
 
 
-async def _set_writable(core: Core, namespace: Namespace) -> None:
-    async with core.kernel.lock_device(namespace, read_only=True) as device:
-        await device.set_read_only(False)
+def _mount_options(request: StageRequest, fstype: str) -> tuple[str, ...]:
+    # _netdev: systemd unmounts it before the network goes. nouuid: xfs otherwise refuses a clone of a mounted one.
+    extra = ["_netdev", *(["nouuid"] if fstype == "xfs" else []), *(["ro"] if request.read_only else [])]
+    return tuple(dict.fromkeys([*request.mount_options, *extra]))
 
 
-def _volume(
-    request: StageRequest, namespace: Namespace, fstype: str, addresses: tuple[Address, ...], created: bool
-) -> Volume:
-    options: tuple[str, ...] = ()
-    if request.type is VolumeType.FILESYSTEM:
-        # _netdev: systemd unmounts it before the network goes. nouuid: xfs otherwise refuses a clone of a mounted one.
-        extra = ["_netdev", *(["nouuid"] if fstype == "xfs" else []), *(["ro"] if request.read_only else [])]
-        options = tuple(dict.fromkeys([*request.mount_options, *extra]))
+def _volume(request: StageRequest, namespace: Namespace, addresses: tuple[Address, ...]) -> Volume:
+    """The volume as far as it is known before its content is."""
     return Volume(
         nqn=request.nqn,
         wwid=namespace.wwid,
@@ -315,13 +250,14 @@ def _volume(
         device=namespace.path,
         number=namespace.number,
         diskseq=namespace.diskseq,
+        mount_id=0,
         staging_path=request.staging_path,
         type=request.type,
-        fstype=fstype,
-        mount_options=options,
+        fstype="",
+        mount_options=(),
         read_only=request.read_only,
         size=namespace.size,
         staged_at=now_us(),
         addresses=addresses,
-        created_path=created,
+        created_path=False,
     )

@@ -7,7 +7,7 @@ the device open, a mount in another mount namespace) leave without an event.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nvmeofd.errors import NvmeofdError
 from nvmeofd.log import log
@@ -26,8 +26,15 @@ PERIOD = 30.0  # seconds
 # A volume whose mount somebody else removed may be mounted back by the same somebody (umount, fsck, mount). Only
 # after this many seconds does the subsystem count as left behind.
 GRACE = 10.0
-# An attempt costs a look at all processes: not more often than this, whatever events come.
-MIN_INTERVAL = 0.5
+# An attempt costs a look at all processes. Whatever events come, the second one waits this many seconds, and each
+# further one twice as long, up to PERIOD.
+FIRST_INTERVAL = 0.5
+
+
+class _Attempt(NamedTuple):
+    when: float
+    change: int  # how many changes the host had seen then
+    interval: float  # seconds that the next one waits even if there are changes
 
 
 class Tidier:
@@ -39,7 +46,7 @@ class Tidier:
         self._swept: dict[str, float] = {}  # staging path of half-done work → when it was last tried to clear it
         self._timer: asyncio.TimerHandle | None = None
         self._lost_since: dict[str, float] = {}  # NQN → when its only volumes were first seen lost
-        self._tried: dict[str, tuple[float, int]] = {}  # NQN → last attempt: when, and after which change
+        self._tried: dict[str, _Attempt] = {}  # NQN → last attempt
         self._change = 0
         self._stopped = False
 
@@ -57,8 +64,9 @@ class Tidier:
         if self._stopped:
             return
         now = asyncio.get_running_loop().time()
-        self._settle_intents()
         again = self._sweep(now)
+        if not self._settle_intents():
+            again.append(now + PERIOD)
         candidates = [nqn for nqn in self._core.ownership.nqns if self._left_behind(nqn)]
         self._lost_since = {nqn: since for nqn, since in self._lost_since.items() if nqn in candidates}
         self._tried = {nqn: tried for nqn, tried in self._tried.items() if nqn in self._core.ownership.nqns}
@@ -69,7 +77,9 @@ class Tidier:
                 continue
             again.append(now + PERIOD)
             if self._seems_unused(nqn):
-                self._tried[nqn] = (now, self._change)
+                before = self._tried.get(nqn)
+                interval = min(before.interval * 2, PERIOD) if before else FIRST_INTERVAL
+                self._tried[nqn] = _Attempt(now, self._change, interval)
                 self._submit(nqn)
         if self._timer is not None:
             self._timer.cancel()
@@ -77,14 +87,20 @@ class Tidier:
         if again:
             self._timer = asyncio.get_running_loop().call_at(min(again), self.look)
 
-    def _settle_intents(self) -> None:
-        """Take over connections that came about although that could not be written down at the time."""
+    def _settle_intents(self) -> bool:
+        """Take over connections that came about although that could not be written down at the time.
+
+        Returns whether none is left to be settled.
+        """
+        settled = True
         for nqn, record in list(self._core.journal.subsystems.items()):
             if record.intent is not None and self._core.workers.idle(nqn):
                 try:
                     self._core.ownership.adopt(nqn, self._core.kernel.subsystem(nqn))
                 except OSError as error:
                     log.warning("cannot tell what came of connecting %s: %s", nqn, error)
+                    settled = False
+        return settled
 
     def _sweep(self, now: float) -> list[float]:
         """Queue another try for work that could not be undone; return when to come back for the rest."""
@@ -113,8 +129,8 @@ class Tidier:
         else:
             self._lost_since.pop(nqn, None)
         if nqn in self._tried:
-            tried, change = self._tried[nqn]
-            due = max(due, tried + (PERIOD if change == self._change else MIN_INTERVAL))
+            last = self._tried[nqn]
+            due = max(due, last.when + (PERIOD if last.change == self._change else last.interval))
         return due
 
     def _has_lost_volumes(self, nqn: str) -> bool:

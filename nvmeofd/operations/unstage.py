@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed, NotStaged, UnmountFailed
@@ -15,9 +16,14 @@ from nvmeofd.operations.volumes import Volume, find_mount, find_namespace, stale
 
 if TYPE_CHECKING:
     from nvmeofd.kernel.interface import Mount
+    from nvmeofd.model import Namespace
     from nvmeofd.operations.core import Core
     from nvmeofd.requests import UnstageRequest
     from nvmeofd.workers import Job
+
+
+# Why a staging path that Stage made is not removed: it holds something now, or is something else.
+_THEIRS = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOTDIR, errno.EISDIR, errno.EROFS})
 
 
 async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
@@ -35,21 +41,28 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
             await clean_up(core, job, left_over)
             return await disconnect_owned(core, job, left_over.nqn)
         not_staged_here(core, path)
-        return core.kernel.subsystem(job.nqn) is None
+        return not _connected(core, job.nqn)
     mounts = core.cache.mounts_at(path)
     if mounts and own_mount(core, volume) is None:
         raise NotStaged(f"{path}: {mounts[-1].source} ({mounts[-1].fstype}) is mounted there, not by this daemon")
-    # more than once, should somebody have mounted the same volume over it
-    while (own := own_mount(core, volume)) is not None:
-        top = core.cache.mounts_at(path)[-1]
-        if own is not top:
-            core.journal.set_phase(path, Phase.STAGED)
-            raise UnmountFailed(f"{path}: another mount ({top.source}) covers the volume; unmount that first")
-        await _unmount(core, job, volume)
-    await forget(core, job, volume)
+    kept = core.ownership.keeps(volume.nqn)
+    # before the first side effect: after a crash in between it is too late to say so
+    core.ownership.set_keep(volume.nqn, request.keep_connected)
+    try:
+        # more than once, should somebody have mounted the same volume over it
+        while (own := own_mount(core, volume)) is not None:
+            top = core.cache.mounts_at(path)[-1]
+            if own is not top:
+                raise UnmountFailed(f"{path}: another mount ({top.source}) covers the volume; unmount that first")
+            await _unmount(core, job, volume)
+    except BaseException:
+        core.journal.set_phase(path, Phase.STAGED)
+        core.ownership.set_keep(volume.nqn, kept)
+        raise
+    with job.protected():
+        await forget(core, job, volume)
     if request.keep_connected:
-        core.ownership.set_keep(volume.nqn, True)
-        return core.kernel.subsystem(volume.nqn) is None
+        return not _connected(core, volume.nqn)
     return await disconnect_owned(core, job, volume.nqn)
 
 
@@ -75,17 +88,27 @@ def own_mount(core: Core, volume: Volume) -> Mount | None:
 async def forget(core: Core, job: Job, volume: Volume) -> None:
     """Remove what Stage created, now that nothing is mounted there, and the volume itself."""
     path = volume.staging_path
-    if volume.created_path and not core.cache.mounts_at(path):
-        try:
-            await core.kernel.remove_path(path, volume.type)
-        except OSError as error:
-            # somebody put something there since: it is theirs now
-            log.warning("%s: cannot remove the staging path: %s", job, error)
+    removed = not volume.created_path or await _remove_path(core, job, path, volume.type)
     if volume.read_only:
-        await _make_writable(core, job, volume)
-    core.journal.drop_volume(path)
+        await _make_writable_again(core, job, volume)
+    if removed:
+        core.journal.drop_volume(path)
+    else:
+        core.journal.set_phase(path, Phase.UNSTAGING)
     core.remove_volume(path)
     log.info("%s: unstaged %s", job, volume.wwid)
+
+
+async def _remove_path(core: Core, job: Job, path: str, kind: VolumeType) -> bool:
+    """Remove a staging path that Stage made; returns whether there is nothing left to be done about it."""
+    if core.cache.mounts_at(path):
+        return True  # somebody else mounted something there since: it is theirs now
+    try:
+        await core.kernel.remove_path(path, kind)
+    except OSError as error:
+        log.warning("%s: cannot remove the staging path: %s", job, error)
+        return error.errno in _THEIRS
+    return True
 
 
 async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
@@ -103,8 +126,22 @@ async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
     except DisconnectFailed as error:
         core.count("disconnects-failed")
         log.warning("%s: %s", job, error)
-    subsystem = core.kernel.subsystem(nqn)
-    return subsystem is None or not subsystem.controllers
+    except asyncio.CancelledError:
+        # what was asked for is done; for this part there is another time
+        if not job.stopping:
+            raise
+        core.count("disconnects-deferred")
+        log.info("%s: out of time for disconnecting %s", job, nqn)
+    return not _connected(core, nqn)
+
+
+def _connected(core: Core, nqn: str) -> bool:
+    try:
+        subsystem = core.kernel.subsystem(nqn)
+    except OSError as error:
+        log.warning("cannot tell whether %s is connected: %s", nqn, error)
+        return True
+    return subsystem is not None and bool(subsystem.controllers)
 
 
 def half_done(core: Core) -> tuple[VolumeRecord, ...]:
@@ -135,11 +172,10 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
     if record.volume is not None:
         job.enter(Step.UNMOUNTING, path)
         await unmount_own(core, record.volume)
-    if record.creates_path and not core.cache.mounts_at(path):
-        try:
-            await core.kernel.remove_path(path, record.type)
-        except OSError as error:
-            log.warning("%s: cannot remove the staging path: %s", job, error)
+        if record.volume.read_only:
+            await _make_writable_again(core, job, record.volume)
+    if record.creates_path and not await _remove_path(core, job, path, record.type):
+        return
     core.journal.drop_volume(path)
     log.info("%s: cleared what was half done in phase %s", job, record.phase)
 
@@ -170,27 +206,27 @@ async def _unmount(core: Core, job: Job, volume: Volume) -> None:
     except CommandError as error:
         core.cache.refresh()
         if own_mount(core, volume) is not None:
-            core.journal.set_phase(path, Phase.STAGED)
             raise UnmountFailed(f"{path}: {error}") from error
         log.warning("%s: umount said %s, but the mount is gone", job, error)
     except asyncio.CancelledError:
-        # umount(8) was killed, but the kernel may have finished its part: then so must the rest
+        # umount(8) was killed, but the kernel may have finished its part: then the rest is done too
         core.cache.refresh()
-        if own_mount(core, volume) is None:
-            job.roll_back()
-            await forget(core, job, volume)
-        else:
-            core.journal.set_phase(path, Phase.STAGED)
-        raise
+        if not job.stopping or own_mount(core, volume) is not None:
+            raise
     core.cache.refresh()
 
 
-async def _make_writable(core: Core, job: Job, volume: Volume) -> None:
+async def make_writable(core: Core, namespace: Namespace) -> None:
+    """Undo of making a device read-only. Raises OSError, DeviceChanged."""
+    async with core.kernel.lock_device(namespace, read_only=True) as device:
+        await device.set_read_only(False)
+
+
+async def _make_writable_again(core: Core, job: Job, volume: Volume) -> None:
     namespace = find_namespace(core.kernel.subsystem(volume.nqn), volume)
     if namespace is None:
         return
     try:
-        async with core.kernel.lock_device(namespace, read_only=True) as device:
-            await device.set_read_only(False)
+        await make_writable(core, namespace)
     except (OSError, DeviceChanged) as error:
         log.warning("%s: cannot make %s writable again: %s", job, volume.device, error)

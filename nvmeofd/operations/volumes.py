@@ -23,6 +23,7 @@ class Volume:
     device: str  # /dev/nvme0n1, the name at the time of staging
     number: DeviceNumber
     diskseq: int
+    mount_id: int = 0  # of the mount that was made at the staging path, 0 before it is known
     staging_path: str
     type: VolumeType
     fstype: str  # "" for block volumes
@@ -66,12 +67,20 @@ def current_state(cache: MountCache, subsystem: Subsystem | None, volume: Volume
 
 
 def stale_mounts(cache: MountCache, volume: Volume) -> tuple[Mount, ...]:
-    """Mounts at the staging path that were the volume's, left behind by a device that went away under them."""
-    if volume.type is VolumeType.BLOCK:
-        node = volume.device.removeprefix("/dev") + "//deleted"
-        return tuple(m for m in cache.mounts_at(volume.staging_path) if m.fstype == "devtmpfs" and m.root == node)
+    """Mounts at the staging path that were the volume's, left behind by a device that went away under them.
+
+    Recognised by the identifier of the mount, as long as it is known: a device number may belong to any disk by now.
+    """
     return tuple(
         mount
         for mount in cache.mounts_at(volume.staging_path)
-        if mount.number == volume.number or (mount.number.major == 0 and mount.source == volume.device)
+        if volume.mount_id in (0, mount.mount_id) and _was_on(mount, volume)
+    )
+
+
+def _was_on(mount: Mount, volume: Volume) -> bool:
+    if volume.type is VolumeType.BLOCK:
+        return mount.fstype == "devtmpfs" and mount.root == volume.device.removeprefix("/dev") + "//deleted"
+    return mount.fstype == volume.fstype and (
+        mount.number == volume.number or (mount.number.major == 0 and mount.source == volume.device)
     )

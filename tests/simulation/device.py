@@ -46,12 +46,12 @@ class SimLockedDevice:
 
         return await self._kernel.call("edges_are_zero", effect, detail=self._head.path, ready=self._not_stuck)
 
-    async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str], force: bool) -> None:
+    async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str]) -> None:
         """In two parts: a mkfs that is killed between them leaves something behind that is no filesystem."""
         disk, world = self._head.disk, self._kernel.world
 
         def begin() -> None:
-            if disk.content.fstype and not force and fstype != "ext4":
+            if disk.content.fstype and fstype != "ext4":
                 raise CommandError(f"mkfs.{fstype}", 1, f"{self._head.path} appears to contain a filesystem")
             if self._head.gone or not disk.writable or self._read_only:
                 raise CommandError(f"mkfs.{fstype}", 1, f"{self._head.path}: cannot be written")
@@ -72,6 +72,21 @@ class SimLockedDevice:
         detail = f"{self._head.path} {fstype}"
         await self._kernel.call("make_filesystem", begin, detail=detail, ready=self._not_stuck, child=True)
         await self._kernel.call("finish_filesystem", finish, detail=detail, ready=self._not_stuck, child=True)
+
+    async def wipe(self) -> None:
+        disk, world = self._head.disk, self._kernel.world
+
+        def effect() -> None:
+            if self._head.gone or not disk.writable or self._read_only:
+                raise CommandError("wipefs", 1, f"{self._head.path}: cannot be written")
+            if any(use.exclusive for use in world.uses(self._head)):
+                raise os_error(errno.EBUSY, self._head.path)
+            if not disk.blank and not disk.untouched:
+                world.violation(f"wiped {self._head.path} ({disk.wwid(self._head.nsid)}), which somebody used since")
+            disk.fstype = disk.fs_uuid = disk.other = ""
+            disk.ambivalent = disk.garbage = disk.unfinished = disk.damaged = False
+
+        await self._kernel.call("wipe", effect, detail=self._head.path, ready=self._not_stuck)
 
     async def check_filesystem(self, fstype: str) -> None:
         def effect() -> None:
