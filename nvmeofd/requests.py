@@ -24,7 +24,9 @@ from nvmeofd.model import (
     parse_nqn,
     parse_subsystem_nqn,
 )
+from nvmeofd.tooloptions import mkfs_options, mount_options
 
+DEFAULT_FSTYPE = "ext4"  # what is made when a blank device is to be formatted and nothing else is said
 MAX_ADDRESSES = 64
 MAX_TOOL_OPTIONS = 64
 MAX_TIMEOUT = 86_400  # seconds
@@ -118,8 +120,8 @@ def parse_stage(
         type=read.choice("type", VolumeType, VolumeType.FILESYSTEM),
         fstype=fstype,
         format=read.choice("format", FormatPolicy, FormatPolicy.NEVER),
-        mkfs_options=_mkfs_options(read.strings("mkfs-options")),
-        mount_options=_mount_options(read.strings("mount-options")),
+        mkfs_options=mkfs_options(fstype or DEFAULT_FSTYPE, read.strings("mkfs-options")),
+        mount_options=mount_options(read.strings("mount-options")),
         read_only=read.boolean("read-only", False),
         fsck=read.boolean("fsck", True),
         min_paths=read.number("min-paths", "u", 1, MAX_ADDRESSES) or 1,
@@ -271,48 +273,3 @@ def _connect_options(read: _Options) -> ConnectOptions:
         hdr_digest=read.boolean("hdr-digest", False),
         data_digest=read.boolean("data-digest", False),
     )
-
-
-def _tool_options(key: str, values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        if not value or len(value) > 256 or not value.isprintable():
-            raise InvalidArgument(f"option {key}: {value[:64]!r} is empty, too long or not printable")
-    return values
-
-
-# Another place to write to or to read from, or mkfs told not to look for what is there.
-_MKFS_OPTIONS_REFUSED = re.compile(
-    r"-f|-F|--force|((-[a-zA-Z])?|.*,)(device|dev|logdev|rtdev|journal_dev|name|options|file)=.*"
-)
-
-
-def _mkfs_options(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Options for mkfs. None may name another file or device: mkfs would write to it."""
-    for position, value in enumerate(_tool_options("mkfs-options", values)):
-        if "/" in value:
-            raise InvalidArgument(f"option mkfs-options: {value!r} names a path, which is not accepted")
-        if _MKFS_OPTIONS_REFUSED.fullmatch(value):
-            raise InvalidArgument(f"option mkfs-options: {value!r} is not accepted here")
-        follows_flag = position > 0 and values[position - 1].startswith("-")
-        if value in ("-", "--") or not (value.startswith("-") or follows_flag):
-            raise InvalidArgument(f"option mkfs-options: {value!r} is neither an option nor the value of one")
-    return values
-
-
-# These change what mount(8) does, or where, and would undermine what the daemon knows about the mount.
-_MOUNT_OPTIONS_REFUSED = re.compile(
-    r"(r?bind|move|remount|r?(shared|slave|private|unbindable)|make-.*|rw|loop|loop=.*|offset=.*|sizelimit=.*|"
-    r"encryption=.*|u?helper=.*|[xX]-mount\..*|x-systemd\..*|verity\..*|users?|owner|group|defaults|noauto|auto|nofail|"
-    r"device=.*|logdev=.*|rtdev=.*|journal_path=.*|journal_dev=.*|fscontext=.*,.*)"
-)
-
-
-def _mount_options(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in _tool_options("mount-options", values):
-        if "," in value or value.startswith("-") or " " in value:
-            raise InvalidArgument(f"option mount-options: {value!r} is not one mount option")
-        if value == "ro":
-            raise InvalidArgument("option mount-options: use the option read-only instead of 'ro'")
-        if _MOUNT_OPTIONS_REFUSED.fullmatch(value):
-            raise InvalidArgument(f"option mount-options: {value!r} is not accepted here")
-    return values

@@ -11,6 +11,7 @@ from nvmeofd.kernel.interface import ClaimBusy, CommandError, Content, DeviceCha
 from nvmeofd.log import log
 from nvmeofd.model import FormatPolicy, Namespace, Step
 from nvmeofd.operations.guard import visible_users
+from nvmeofd.requests import DEFAULT_FSTYPE
 from nvmeofd.workers import now_us
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ async def prepare(core: Core, job: Job, request: StageRequest, namespace: Namesp
         found = content.other or ("signatures of more than one kind" if content.ambivalent else "no filesystem")
         raise NoFilesystem(f"{namespace.path} ({namespace.wwid}) holds {found}")
     await _require_blank(core, device, namespace, content)
-    fstype = request.fstype or "ext4"
+    fstype = request.fstype or DEFAULT_FSTYPE
     await _format(core, job, request, namespace, device, fstype)
     return fstype
 

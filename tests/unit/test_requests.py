@@ -239,53 +239,84 @@ def test_block_volume_with_what_says_nothing() -> None:
 
 
 def test_mkfs_options_need_format() -> None:
-    assert stage_refusal(mkfs_options=Typed("as", ["-K"])) == "option mkfs-options: needs format=if-empty"
+    assert stage_refusal(mkfs_options=Typed("as", ["-q"])) == "option mkfs-options: needs format=if-empty"
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("fstype", "values"),
     [
-        ["/dev/sda"],
-        ["-J", "device=/dev/sda"],
-        ["-J", "device=UUID=1234"],
-        ["-Jdevice=LABEL=x"],
-        ["-l", "logdev=x"],
-        ["-r", "size=1,rtdev=x"],
-        ["-d", "name=x"],
-        ["-d", "file=1,size=1g"],
-        ["-c", "options=x"],
-        ["sda"],
-        ["-K", "a", "b"],
-        ["-"],
-        ["--"],
-        [""],
-        ["-L", "a\nb"],
-        ["-L", "a" * 257],
-        ["-f"],
-        ["-F"],
-        ["--force"],
+        ("ext4", ["/dev/sda"]),
+        ("ext4", ["-J", "device=/dev/sda"]),
+        ("ext4", ["-J", "device=UUID=1234"]),
+        ("ext4", ["-J", "size=4,device=x"]),
+        ("ext4", ["-Jdevice=LABEL=x"]),
+        ("ext4", ["-E", "offset=4096"]),
+        ("ext4", ["-E", "nodiscard,offset=1"]),
+        ("ext4", ["-z", "undo"]),
+        ("ext4", ["-d", "etc"]),
+        ("ext4", ["-l", "list"]),
+        ("ext4", ["-U", "clear"]),
+        ("ext4", ["-n"]),
+        ("ext4", ["-S"]),
+        ("ext4", ["-F"]),
+        ("ext4", ["-q", "-F", "-F"]),
+        ("ext4", ["-qF"]),
+        ("ext4", ["-K"]),
+        ("xfs", ["-l", "logdev=x"]),
+        ("xfs", ["-l", "size=10m,logdev=x"]),
+        ("xfs", ["-llogdev=x"]),
+        ("xfs", ["-r", "size=1,rtdev=x"]),
+        ("xfs", ["-d", "name=x"]),
+        ("xfs", ["-d", "file,name=swapfile"]),
+        ("xfs", ["-m", "uuid=x"]),
+        ("xfs", ["-c", "options=x"]),
+        ("xfs", ["-p", "proto"]),
+        ("xfs", ["-f"]),
+        ("xfs", ["-f", "swapfile"]),
+        ("btrfs", ["--force"]),
+        ("btrfs", ["-f"]),
+        ("btrfs", ["--rootdir", "etc"]),
+        ("btrfs", ["--rootdir=etc"]),
+        ("btrfs", ["-U", "x"]),
+        ("btrfs", ["-K", "nvme5n1"]),
+        ("vfat", ["-n", "x"]),
+        (None, ["sda"]),
+        (None, ["-q", "a"]),
+        (None, ["-"]),
+        (None, ["--"]),
+        (None, [""]),
+        (None, ["-L"]),
+        (None, ["-L", "a\nb"]),
+        (None, ["-L", "a" * 257]),
+        (None, ["-L", "a/b"]),
     ],
 )
-def test_mkfs_options_refused(values: list[str]) -> None:
-    message = stage_refusal(format=Typed("s", "if-empty"), mkfs_options=Typed("as", values))
+def test_mkfs_options_refused(fstype: str | None, values: list[str]) -> None:
+    options = {} if fstype is None else {"fstype": Typed("s", fstype)}
+    message = stage_refusal(**options, format=Typed("s", "if-empty"), mkfs_options=Typed("as", values))
     assert message.startswith("option mkfs-options: ")
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("fstype", "values"),
     [
-        ["-L", "data"],
-        ["-L", "device"],
-        ["-m", "0", "-i", "65536"],
-        ["-E", "lazy_itable_init=0,nodiscard"],
-        ["-O", "^has_journal"],
-        ["-d", "agcount=4"],
-        ["--nodiscard"],
-        ["-m", "crc=1,reflink=0", "-K"],
+        (None, ["-L", "data"]),
+        (None, ["-L", "device"]),
+        (None, ["-Ldata"]),
+        ("ext4", ["-m", "0", "-i", "65536"]),
+        ("ext4", ["-E", "lazy_itable_init=0,nodiscard"]),
+        ("ext3", ["-O", "^resize_inode", "-j"]),
+        ("ext2", []),
+        ("xfs", ["-d", "agcount=4"]),
+        ("xfs", ["-m", "crc=1,reflink=0", "-K"]),
+        ("xfs", ["-l", "size=64m"]),
+        ("btrfs", ["--nodiscard", "--label=data", "-m", "dup"]),
+        ("vfat", []),
     ],
 )
-def test_mkfs_options_accepted(values: list[str]) -> None:
-    request = stage({"format": Typed("s", "if-empty"), "mkfs-options": Typed("as", values)})
+def test_mkfs_options_accepted(fstype: str | None, values: list[str]) -> None:
+    options = {} if fstype is None else {"fstype": Typed("s", fstype)}
+    request = stage({**options, "format": Typed("s", "if-empty"), "mkfs-options": Typed("as", values)})
     assert request.mkfs_options == tuple(values)
 
 
@@ -331,6 +362,12 @@ def test_mkfs_options_accepted(values: list[str]) -> None:
         "a b",
         "a\nb",
         "a" * 257,
+        "subvol=x\\",
+        'context="x"',
+        "ro=vfs",
+        "rw=recursive",
+        "user=bob",
+        "x-gvfs-show",
     ],
 )
 def test_mount_options_refused(value: str) -> None:
