@@ -15,7 +15,7 @@ from tests.simulation.state import (
     SimHead,
     SimSubsystem,
 )
-from tests.simulation.target import Disk, Target
+from tests.simulation.target import Disk, Target, place_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import SimWorld
@@ -56,11 +56,11 @@ class Fabric:
         self, nqn: str, address: Address, host: HostIdentity, *, loss: int | None, by_daemon: bool
     ) -> SimController:
         """The write to /dev/nvme-fabrics. Raises OSError."""
-        place = str(address)
+        place = place_of(address)
         for other in self.controllers():
             if other.host.id == host.id and other.host.nqn != host.nqn:
                 raise os_error(errno.EINVAL)
-            same_path = str(other.address) == place and address.host_traddr in ("", other.address.host_traddr)
+            same_path = place_of(other.address) == place and address.host_traddr in ("", other.address.host_traddr)
             if other.subsystem.nqn == nqn and other.host == host and same_path:
                 raise os_error(errno.EALREADY)
         if place in self.down:
@@ -119,7 +119,7 @@ class Fabric:
         """Cut the network to an address. Without an event; the controllers give up after their ctrl_loss_tmo."""
         self.down.add(address)
         for controller in self.controllers():
-            if str(controller.address) == address and controller.state == "live":
+            if place_of(controller.address) == address and controller.state == "live":
                 controller.state = "connecting"
                 controller.down_since += 1
                 self._give_up_later(controller, controller.down_since)
@@ -136,7 +136,7 @@ class Fabric:
     def path_up(self, address: str) -> None:
         self.down.discard(address)
         for controller in self.controllers():
-            if str(controller.address) == address and controller.state == "connecting":
+            if place_of(controller.address) == address and controller.state == "connecting":
                 controller.state = "live"
                 self._world.emit_device("change", "nvme", controller.name, NVME_EVENT="connected")
                 self._world.later(self._world.scan_delay(), lambda c=controller: self.scan(c))  # type: ignore[misc]

@@ -7,11 +7,14 @@ name (``*`` for all) whose detail (device, address, path) contains a text.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from nvmeofd.kernel.interface import CommandError, ConnectError, DeviceChanged, StagingPathError
 
 
 class Gate:
@@ -70,8 +73,8 @@ class FaultPlan:
     rules: list[Rule] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     points: int = 0  # how many points were passed so far
-    crash_at: int | None = None  # kill the process at this point
     trace: list[str] = field(default_factory=list)
+    _at: dict[int, Rule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -129,10 +132,49 @@ class FaultPlan:
             found.append(rule)
         return found
 
-    def passes(self, call: str, detail: str, *, after: bool) -> bool:
-        """Count a point; return whether the process dies here."""
+    def at(
+        self,
+        point: int,
+        *,
+        crash: bool = False,
+        fail: bool = False,
+        gate: Gate | None = None,
+        action: Callable[[], object] | None = None,
+    ) -> None:
+        """Do something at a point given by its number, counted from the start of the process, whatever call it is."""
+        error: Exception | None = RuntimeError("to be replaced") if fail else None
+        self._at[point] = Rule(
+            call="", detail="", after=False, skip=0, times=1, crash=crash, gate=gate, action=action, error=error
+        )
+
+    def clear(self) -> None:
+        """Nothing goes wrong any more."""
+        self.rules.clear()
+        self._at.clear()
+        self.events = EventFaults()
+
+    def passing(self, call: str, detail: str, *, after: bool) -> list[Rule]:
+        """Count a point, and return what goes wrong there."""
         if not after:
             self.calls[call] += 1
         self.trace.append(f"{call}{'>' if after else '<'} {detail}".rstrip())
         self.points += 1
-        return self.crash_at == self.points
+        rules = self.matching(call, detail, after=after)
+        if (rule := self._at.pop(self.points, None)) is not None:
+            if rule.error is not None:
+                rule.error = usual_error(call)
+            rules.append(rule)
+        return rules
+
+
+def usual_error(call: str) -> Exception:
+    """An error as the call raises it in earnest."""
+    if call in ("connect", "resolve"):
+        return ConnectError(errno.ECONNREFUSED, "simulated failure to connect")
+    if call in ("settle", "probe", "mount", "bind_device", "unmount") or call.endswith("_filesystem"):
+        return CommandError(call, 1, "simulated failure")
+    if call == "verify":
+        return DeviceChanged("simulated change")
+    if call == "inspect_path":
+        return StagingPathError("simulated")
+    return OSError(errno.EIO, "simulated failure")

@@ -16,7 +16,6 @@ from nvmeofd.operations.engine import Engine
 from nvmeofd.operations.volumes import Volume
 from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
 from nvmeofd.workers import Job
-from tests.simulation.clock import ProcessKilled
 from tests.simulation.faults import FaultPlan
 from tests.simulation.kernel import SimKernel
 from tests.simulation.world import SimWorld
@@ -66,11 +65,8 @@ class StoreOfProcess:
         self._kernel = kernel
 
     def _point(self, name: str, detail: str, *, after: bool) -> None:
-        faults = self._kernel.faults
-        if faults.passes(name, detail, after=after):
-            self._kernel.kill()
-            raise ProcessKilled
-        self._kernel.read(name, detail, after=after)
+        self._kernel.check_alive()
+        self._kernel.apply_now(self._kernel.faults.passing(name, detail, after=after))
 
     def load(self) -> Mapping[str, bytes]:
         self._kernel.read("journal_load")
@@ -207,6 +203,10 @@ class Host:
         return names
 
     # ---- the promises
+
+    @staticmethod
+    def now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def quiesce(self, seconds: float = 60.0) -> None:
         """Let everything settle: events delivered, jobs done, deferred work tried again."""

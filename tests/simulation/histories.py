@@ -15,9 +15,9 @@ from typing import Any
 
 from nvmeofd.config import Config
 from nvmeofd.errors import Failed, NvmeofdError
-from nvmeofd.kernel.interface import ClaimBusy, CommandError, ConnectError, DeviceChanged, StagingPathError
+from nvmeofd.kernel.interface import ClaimBusy, ConnectError
 from tests.simulation.clock import run
-from tests.simulation.faults import EventFaults, FaultPlan, Gate
+from tests.simulation.faults import EventFaults, FaultPlan, Gate, usual_error
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import (
     A1,
@@ -49,6 +49,7 @@ CALLS = (
     "probe",
     "make_filesystem",
     "finish_filesystem",
+    "wipe",
     "check_filesystem",
     "mount",
     "bind_device",
@@ -234,9 +235,7 @@ class History:
     def let_everything_work(self) -> None:
         for gate in self._gates:
             gate.release()
-        self.host.kernel.faults.rules.clear()
-        self.host.kernel.faults.crash_at = None
-        self.host.kernel.faults.events = EventFaults()
+        self.host.kernel.faults.clear()
         for address in PATHS:
             self.world.path_up(address)
 
@@ -446,21 +445,13 @@ class History:
 
     def do_fail(self, op: Op) -> None:
         call = CALLS[op.a % len(CALLS)]
-        error: Exception = OSError(errno.EIO, "simulated failure")
+        error = usual_error(call)
         if call == "connect":
             error = ConnectError((errno.ECONNREFUSED, errno.EIO, errno.ENOKEY, errno.EINVAL)[op.b % 4], "simulated")
-        elif call == "resolve":
-            error = ConnectError(errno.EHOSTUNREACH, "simulated failure of the resolver")
-        elif call in ("settle", "probe", "mount", "bind_device", "unmount") or call.endswith("_filesystem"):
-            error = CommandError(call, 1, "simulated failure")
-        elif call == "verify":
-            error = DeviceChanged("simulated change")
         elif call == "claim" and op.b % 2:
             error = ClaimBusy("simulated")
         elif call == "remove_path":
             return  # a directory that cannot be removed stays
-        elif call == "inspect_path":
-            error = StagingPathError("simulated")
         after = op.c % 3 == 0 and call not in ("connect", "resolve")
         self.host.kernel.faults.fail(call, error, after=after, skip=op.c % 2)
 
@@ -495,7 +486,7 @@ class History:
 
     def do_crash_soon(self, op: Op) -> None:
         faults = self.host.kernel.faults
-        faults.crash_at = faults.points + 1 + op.a % 40
+        faults.at(faults.points + 1 + op.a % 40, crash=True)
 
     def do_wait(self, _: Op) -> None:
         pass

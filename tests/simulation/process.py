@@ -55,7 +55,11 @@ class Calls:
     def read(self, name: str, detail: str = "", *, after: bool = False) -> None:
         """A plain call passes here. Raises OSError when the plan says so."""
         self.check_alive()
-        for rule in self.faults.matching(name, detail, after=after):
+        self.apply_now(self.faults.matching(name, detail, after=after))
+
+    def apply_now(self, rules: list[Rule]) -> None:
+        """What goes wrong in a plain call."""
+        for rule in rules:
             if rule.action is not None:
                 rule.action()
             if rule.crash:
@@ -116,11 +120,10 @@ class Calls:
         return result
 
     async def _point(self, operation: _Operation, detail: str, *, after: bool) -> None:
-        if self.faults.passes(operation.name, detail, after=after):
-            self.kill()
+        rules = self.faults.passing(operation.name, detail, after=after)
         for _ in range(self.faults.rng.randint(0, self.faults.yields)):
             await asyncio.sleep(0)
-        for rule in self.faults.matching(operation.name, detail, after=after):
+        for rule in rules:
             await self._apply(rule, operation)
         if self.killed:
             # with a virtual clock nothing of this process runs again; elsewhere, wait for the end of the test

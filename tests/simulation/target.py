@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nvmeofd.kernel.interface import Content
 from nvmeofd.model import Address
@@ -72,4 +72,9 @@ class Target:
     silent: bool = False
 
     def listens_on(self, address: Address) -> bool:
-        return str(address) in self.addresses
+        return place_of(address) in self.addresses
+
+
+def place_of(address: Address) -> str:
+    """Where an address leads, whatever way the connection takes out of the host."""
+    return str(replace(address, host_traddr="", host_iface=""))

@@ -358,7 +358,7 @@ async def test_formatting(world: SimWorld, kernel: SimKernel) -> None:
     async with kernel.lock_device(namespace(subsystem, 2), read_only=False) as device:
         assert (await device.probe()).nothing_found
         assert await device.edges_are_zero()
-        await device.make_filesystem("xfs", uuid="u", options=(), force=False)
+        await device.make_filesystem("xfs", uuid="u", options=())
         assert (await device.probe()).fstype == "xfs"
         await device.verify()
         world.grow_namespace(NQN, 2, 1 << 40)
@@ -367,7 +367,7 @@ async def test_formatting(world: SimWorld, kernel: SimKernel) -> None:
             await device.verify()
     assert world.violations == []
     async with kernel.lock_device(namespace(subsystem), read_only=False) as device:
-        await device.make_filesystem("ext4", uuid="u", options=(), force=False)
+        await device.make_filesystem("ext4", uuid="u", options=())
     assert len(world.violations) == 1
 
 
