@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nvmeofd.workers import Job
 
 JOURNAL_DIRECTORY = Path("/run/nvmeofd")
+STATUS_DELAY = 0.2  # seconds
 
 
 class _StatusObserver:
@@ -74,6 +75,7 @@ class Daemon:
         self._manager = manager
         self._engine: Engine | None = None
         self._stop = asyncio.Event()
+        self._status_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status.
@@ -93,7 +95,7 @@ class Daemon:
                     kernel=kernel,
                     journal=Journal(DirectoryStore(JOURNAL_DIRECTORY)),
                     config=self._config,
-                    observer=_StatusObserver(bus, self._update_status),
+                    observer=_StatusObserver(bus, self._status_changed),
                 )
                 await self._engine.start()
                 bus.export(self._engine)
@@ -154,7 +156,13 @@ class Daemon:
             log.info("the configuration is loaded again")
         self._manager.ready()
 
+    def _status_changed(self) -> None:
+        """News come in bursts, and counting subsystems reads sysfs: one look for all of them."""
+        if self._status_timer is None and not self._stop.is_set():
+            self._status_timer = asyncio.get_running_loop().call_later(STATUS_DELAY, self._update_status)
+
     def _update_status(self) -> None:
+        self._status_timer = None
         if self._engine is None:
             return
         try:

@@ -160,8 +160,15 @@ def body(message: Message) -> list[Any]:
 
 
 @asynccontextmanager
-async def client(bus: PrivateBus) -> AsyncIterator[Client]:
-    connection = await Connection.open(bus.address)
+async def client(bus: PrivateBus, uid: int | None = None) -> AsyncIterator[Client]:
+    """A client, of another user if need be: the bus asks the kernel who connected the socket."""
+    own = os.geteuid()
+    if uid is not None:
+        os.seteuid(uid)
+    try:
+        connection = await Connection.open(bus.address)
+    finally:
+        os.seteuid(own)
     try:
         yield Client(connection)
     finally:

@@ -49,6 +49,20 @@ async def test_the_policy_of_the_bus_denies_signals_to_the_daemon(bus: PrivateBu
         assert [signal.member for signal in seen] == ["FromNone"]
 
 
+async def test_only_root_sees_the_signals(bus: PrivateBus) -> None:
+    core = FakeCore()
+    async with service(bus, core), client(bus) as root, client(bus, uid=65534) as nobody:
+        for listener in (root, nobody):
+            await listener.subscribe()
+            await listener.subscribe(f"type='signal',sender='{BUS_NAME}',member='NameOwnerChanged'")
+        core.add_volume(volume("/srv/secret"))
+        await root.signal("InterfacesAdded")
+        # the bus keeps the order of signals: what comes after this one was sent after the first
+        async with client(bus):
+            await nobody.signal("NameOwnerChanged")
+        assert {signal.member for signal in nobody.signals} <= {"NameOwnerChanged"}
+
+
 async def test_the_policy_of_the_bus_denies_the_name(bus: PrivateBus) -> None:
     done = await busctl(
         bus, "call", BUS_NAME, BUS_PATH, BUS_NAME, "RequestName", "su", "org.nvmeofd1", "4", user="nobody"

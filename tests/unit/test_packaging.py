@@ -50,10 +50,14 @@ def test_bus_policy_lets_only_root_in() -> None:
     rules = {tuple(policy.attrib.items()): [(rule.tag, rule.attrib) for rule in policy] for policy in policies}
     assert rules == {
         # No more attributes: a rule with a type or an interface would let the rest pass.
-        (("context", "default"),): [("deny", {"send_destination": "org.nvmeofd1"})],
+        (("context", "default"),): [
+            ("deny", {"send_destination": "org.nvmeofd1"}),
+            ("deny", {"receive_sender": "org.nvmeofd1", "receive_type": "signal"}),
+        ],
         (("user", "root"),): [
             ("allow", {"own": "org.nvmeofd1"}),
             ("allow", {"send_destination": "org.nvmeofd1"}),
+            ("allow", {"receive_sender": "org.nvmeofd1", "receive_type": "signal"}),
         ],
     }
 
