@@ -85,15 +85,6 @@ class Directory:
                 raise Gone(self.path) from error
             raise
 
-    def still_there(self) -> bool:
-        """Whether the path still leads to this very directory. Raises OSError when that cannot be told."""
-        try:
-            return os.stat(self.path).st_ino == self.instance
-        except OSError as error:
-            if error.errno in _GONE:
-                return False
-            raise
-
 
 @contextmanager
 def open_directory(path: str) -> Iterator[Directory]:

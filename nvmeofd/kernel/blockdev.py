@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,9 +11,10 @@ import struct
 from collections.abc import Sequence
 
 from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged
+from nvmeofd.kernel.threads import in_thread
 from nvmeofd.model import DeviceNumber, Namespace
 
-# include/uapi/linux/fs.h; the same numbers on all architectures with the generic ioctl encoding.
+# include/uapi/linux/fs.h, in the generic ioctl encoding; powerpc, mips and sparc have another one.
 _BLKROSET = 0x125D  # _IO(0x12, 93), takes a pointer to an int
 _BLKGETSIZE64 = 0x80081272  # _IOR(0x12, 114, size_t)
 _BLKGETDISKSEQ = 0x80081280  # _IOR(0x12, 128, __u64), since Linux 5.15
@@ -80,9 +82,18 @@ def open_exclusively(namespaces: Sequence[Namespace], dev: str) -> list[int]:
 
 
 def close_all(fds: Sequence[int]) -> None:
-    """Close them. Blocks: the last one to close a disk writes back what is dirty."""
+    """Close them. Blocks: the last one to close a disk writes back what is dirty. Linux closes even on an error."""
     for fd in fds:
-        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+async def release(fds: Sequence[int], name: str) -> None:
+    """Close them in a thread; if there is none to be had, here."""
+    try:
+        await in_thread(lambda: close_all(fds), name=name)
+    except OSError:  # only from starting the thread
+        close_all(fds)
 
 
 def block_number(status: os.stat_result) -> DeviceNumber | None:

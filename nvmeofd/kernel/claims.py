@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from nvmeofd.kernel.blockdev import close_all, open_exclusively
+from nvmeofd.kernel.blockdev import close_all, open_exclusively, release
 from nvmeofd.kernel.threads import in_thread
 from nvmeofd.model import Namespace
 
@@ -23,5 +23,4 @@ async def claim(namespaces: Sequence[Namespace], dev: str) -> AsyncIterator[None
     try:
         yield
     finally:
-        # In a thread, because the last close of a disk can block. A cancellation waits for it.
-        await in_thread(lambda: close_all(fds), name="unclaim")
+        await release(fds, "unclaim")

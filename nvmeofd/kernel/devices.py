@@ -8,7 +8,6 @@ import mmap
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 
 from nvmeofd.kernel import blockdev, tools
 from nvmeofd.kernel.commands import Commands
@@ -31,7 +30,7 @@ async def hold(namespace: Namespace, dev: str, flags: int = 0) -> AsyncIterator[
     try:
         yield fd
     finally:
-        await in_thread(partial(os.close, fd), name=f"close {path}")
+        await blockdev.release((fd,), f"close {path}")
 
 
 @asynccontextmanager

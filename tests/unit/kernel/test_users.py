@@ -132,9 +132,9 @@ def test_processes_that_cannot_be_looked_into_are_reported() -> None:
     """As somebody without rights: whatever root runs is unreadable, and is said to be."""
     script = (
         "import os, sys\n"
-        "os.setgid(65534); os.setuid(65534)\n"
         "from nvmeofd.kernel import users\n"
         "from nvmeofd.model import DeviceNumber\n"
+        "os.setgid(65534); os.setuid(65534)\n"
         "found = users.scan('/proc', {DeviceNumber(1, 7)}, ())\n"
         f"assert {os.getpid()} in found.unreadable, found\n"
     )
