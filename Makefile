@@ -14,7 +14,7 @@ VENV := .venv/bin
 # Passed on to pytest: make unit ARGS="-k guard"
 ARGS ?=
 
-.PHONY: help setup lint format check check-fast unit vm demo deb lintian rpm install-data clean
+.PHONY: help setup lint format check check-fast unit vm demo bench deb lintian rpm install-data clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -49,6 +49,10 @@ vm: setup deb ## tests on a real kernel, in a guest
 demo: setup deb ## the main job, shown in a guest
 	$(VENV)/python -m tests.vm.demo $(ARGS)
 
+bench: setup deb ## what the daemon costs, measured here and in a guest
+	$(VENV)/python -m bench.mounts
+	$(VENV)/python -m bench.cycle $(ARGS)
+
 deb: setup ## build/deb/nvmeofd_VERSION_all.deb from the tracked files as they are
 	@scripts/build-deb.sh
 
@@ -59,7 +63,7 @@ lintian: deb ## the Debian package, held against policy
 # forgets it after --without).
 RPM_STANDINS = --macros="$$(rpm --showrc | sed -n 's/^Macro path: //p'):$(CURDIR)/packaging/rpm/macros.debian" \
 	--nodeps --without tests
-rpm: setup ## build/rpm/RPMS/noarch/nvmeofd-VERSION-*.rpm from the committed files
+rpm: $(if $(shell command -v dpkg-query),setup) ## build/rpm/RPMS/noarch/nvmeofd-VERSION-*.rpm from the committed files
 	rm -rf build/rpm
 	mkdir -p build/rpm/SOURCES
 	git archive --prefix=nvmeofd-$(VERSION)/ -o build/rpm/SOURCES/nvmeofd-$(VERSION).tar.gz HEAD

@@ -10,15 +10,15 @@ import os
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from .guest import bus, facts, initiator, target, users
-from .harness import SUITES, Guest, GuestError
+from .guest import facts, users
+from .harness import Guest, GuestError
+from .pool import Guests
 
 ROOT = Path(__file__).parents[2]
-BARE = "bare"
-INSTALLED = "installed"
 FAILED = pytest.StashKey[bool]()
 
 
@@ -34,61 +34,23 @@ def package() -> Path:
     return max(built.glob("nvmeofd_*_all.deb"), key=lambda path: path.stat().st_mtime)
 
 
-def prepared(name: str) -> Guest:
-    """A running guest with a target and without the daemon, remembered as `BARE`."""
-    guest = Guest.start(SUITES[name])
-    try:
-        guest.call(target.setup)
-        guest.call(initiator.setup)
-        guest.snapshot(BARE)
-    except BaseException:
-        guest.close()
-        raise
-    return guest
-
-
-def install(guest: Guest, package: Path) -> None:
-    """Install the package as an administrator would, wait for the daemon, remember that as `INSTALLED`."""
-    guest.restore(BARE)
-    guest.write("/var/tmp/nvmeofd.deb", package.read_bytes())
-    guest.run("dpkg --install /var/tmp/nvmeofd.deb", timeout=180.0, env={"DEBIAN_FRONTEND": "noninteractive"})
-    guest.run(["systemctl", "start", "nvmeofd.service"], timeout=120.0)
-    guest.call(bus.wait_owner, True, timeout=60.0)
-    guest.snapshot(INSTALLED)
-
-
 @pytest.fixture(scope="session")
-def debian13() -> Iterator[Guest]:
-    with prepared("debian13") as guest:
-        yield guest
-
-
-@pytest.fixture(scope="session")
-def debian13_installed(debian13: Guest, package: Path) -> Guest:
-    install(debian13, package)
-    return debian13
+def guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
+    pool = Guests(lambda: cast(Path, request.getfixturevalue("package")))
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="module")
-def kernel(debian13: Guest) -> Guest:
-    """Debian 13 with a target, without the daemon."""
-    debian13.restore(BARE)
-    return debian13
+def kernel(request: pytest.FixtureRequest, guests: Guests) -> Guest:
+    """A target, no daemon. Debian 13, unless the module parametrizes this fixture indirectly with suites."""
+    return guests.bare(getattr(request, "param", "debian13"))
 
 
 @pytest.fixture(scope="module")
-def guest(debian13_installed: Guest) -> Guest:
-    """Debian 13 with a target and the daemon running."""
-    debian13_installed.restore(INSTALLED)
-    return debian13_installed
-
-
-@pytest.fixture(scope="module")
-def guest12(package: Path) -> Iterator[Guest]:
-    """Debian 12 with a target and the daemon running. It exists for its module only: two guests share two cores."""
-    with prepared("debian12") as guest:
-        install(guest, package)
-        yield guest
+def guest(request: pytest.FixtureRequest, guests: Guests) -> Guest:
+    """A target, and the daemon running. Debian 13, unless the module parametrizes this fixture indirectly."""
+    return guests.installed(getattr(request, "param", "debian13"))
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +79,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def _guests(item: pytest.Item, request: pytest.FixtureRequest | None = None) -> list[Guest]:
     """The guests that a test uses."""
-    names = [name for name in ("kernel", "guest", "guest12") if name in getattr(item, "fixturenames", ())]
+    names = [name for name in ("kernel", "guest") if name in getattr(item, "fixturenames", ())]
     if request is not None:
         return [request.getfixturevalue(name) for name in names]
     values: dict[str, object] = getattr(item, "funcargs", {})

@@ -33,9 +33,19 @@ def mount(label: str, device: str, path: str, *options: str) -> None:
 def private_mount(label: str, device: str, path: str) -> int:
     """A mount that only one process has, in its own mount namespace. Returns the pid of that process."""
     os.makedirs(path, exist_ok=True)
-    script = 'mount "$1" "$2" && echo ready && read line; umount "$2"'
+    return _in_private(label, ["mount", device, path], path, lambda: os.rmdir(path))
+
+
+def private_bind(label: str, device: str, path: str) -> int:
+    """The device node bound onto a file, where only one process sees it. Returns the pid of that process."""
+    Path(path).touch()
+    return _in_private(label, ["mount", "--bind", device, path], path, lambda: os.unlink(path))
+
+
+def _in_private(label: str, mount: list[str], path: str, remove: Callable[[], None]) -> int:
+    script = 'path=$1; shift; "$@" && echo ready && read line; umount "$path"'
     process = subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", device, path],
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", path, *mount],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -49,10 +59,34 @@ def private_mount(label: str, device: str, path: str) -> int:
     def end() -> None:
         # It unmounts before it ends: the kernel frees the device of a dead namespace only some time after.
         process.communicate(b"\n", timeout=60.0)
-        os.rmdir(path)
+        remove()
 
     _keep(label, end)
     return process.pid
+
+
+def namespace_copy(label: str) -> int:
+    """A process with its own copy of all mounts there are now, as containers have. Returns its pid."""
+    process = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec sleep infinity"],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+
+    def end() -> None:
+        process.kill()
+        process.communicate(timeout=60.0)
+
+    _keep(label, end)
+    return process.pid
+
+
+def bind(label: str, source: str, path: str) -> None:
+    """A folder of a mounted file system, bound elsewhere."""
+    os.makedirs(path, exist_ok=True)
+    command(["mount", "--bind", source, path])
+    _keep(label, lambda: _umount(path))
 
 
 def block_bind(label: str, device: str, path: str) -> None:

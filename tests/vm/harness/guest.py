@@ -118,6 +118,10 @@ class Guest:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def power_off(self) -> None:
+        """Stop using memory and processor; the disk with its snapshots stays, and `restore` powers on again."""
+        self.machine.close()
+
     def close(self) -> None:
         self.machine.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -134,7 +138,7 @@ class Guest:
             self._channel.abandon("the guest was restored from a snapshot meanwhile", ended=False)
             self.machine.load(name)
         else:
-            self.machine.close()
+            self.machine.close()  # of a QEMU that ended by itself: its sockets
             self._power_on(name)
         self._home = name
         self._channel.sync(SYNC_SECONDS)

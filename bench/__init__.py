@@ -1,0 +1,1 @@
+"""Measurements: what the daemon costs. See README.md."""
