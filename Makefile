@@ -38,7 +38,7 @@ check: lint deb ## everything: lint, then all tests
 	$(VENV)/pytest $(ARGS)
 
 check-fast: lint ## lint, then all tests that need no guest
-	$(VENV)/pytest --ignore=tests/vm $(ARGS)
+	$(VENV)/pytest tests/unit tests/simulation tests/bus $(ARGS)
 
 unit: setup ## unit tests
 	$(VENV)/pytest tests/unit $(ARGS)

@@ -23,8 +23,8 @@ CONTROL_SECONDS = 120.0  # a snapshot writes or reads the guest's memory
 
 # panic=-1 with -no-reboot turns a kernel crash into the end of QEMU, which a test reports at once instead of hanging.
 KERNEL_ARGUMENTS = (
-    "root=/dev/vda rw console=ttyS0 panic=-1 oops=panic quiet loglevel=4 nokaslr mitigations=off audit=0 selinux=0 apparmor=0 "
-    "nowatchdog systemd.show_status=0 systemd.log_color=0 random.trust_cpu=on"
+    "root=/dev/vda rw console=ttyS0 panic=-1 oops=panic quiet loglevel=4 nokaslr mitigations=off audit=0 "
+    "selinux=0 apparmor=0 nowatchdog systemd.show_status=0 systemd.log_color=0 random.trust_cpu=on"
 )
 
 
