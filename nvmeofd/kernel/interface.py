@@ -155,6 +155,14 @@ class StagingPathError(KernelError):
     """The staging path cannot be used: a component is a symbolic link, the parent is missing, …"""
 
 
+class HeldElsewhere(KernelError):
+    """Another mount namespace has something mounted on a path, and would lose that along with the path."""
+
+    def __init__(self, path: str, held: ForeignMount) -> None:
+        where = f"{held.mount.mount_point} in the mount namespace of pid {held.pid} ({held.command})"
+        super().__init__(f"{path}: {held.mount.source} is still mounted at {where}")
+
+
 class EventKind(Enum):
     MOUNTS = auto()  # the mount table changed
     DEVICE = auto()  # something about an nvme or block device changed
@@ -312,7 +320,12 @@ class Kernel(Protocol):
         """Make the directory (0750) or empty file (0600) itself, never a parent. Raises StagingPathError, OSError."""
 
     async def remove_path(self, path: str, kind: VolumeType) -> None:
-        """Remove the empty directory or empty file. Absent is success. Raises OSError."""
+        """Remove the empty directory or empty file. Absent is success.
+
+        Raises:
+            HeldElsewhere: another mount namespace has something mounted there.
+            OSError
+        """
 
     # ---- ownership registry of libnvme, see docs of libnvme "registry"
 

@@ -164,7 +164,7 @@ class LinuxKernel:
         await in_thread(lambda: paths.create(path, kind), name=f"create {path}")
 
     async def remove_path(self, path: str, kind: VolumeType) -> None:
-        await in_thread(lambda: paths.remove(path, kind), name=f"remove {path}")
+        await in_thread(lambda: paths.remove(path, kind, self._roots.proc), name=f"remove {path}")
 
     # ---- ownership registry
 

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nvmeofd.kernel.interface import PathKind, StagingPathError
+from nvmeofd.kernel.interface import HeldElsewhere, PathKind, StagingPathError
+from nvmeofd.kernel.mountspaces import mounted_on
 from nvmeofd.model import VolumeType
 
 _WALK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,18 +91,24 @@ def create(path: str, volume_type: VolumeType) -> None:
             os.close(fd)
 
 
-def remove(path: str, volume_type: VolumeType) -> None:
+def remove(path: str, volume_type: VolumeType, proc: str = "/proc") -> None:
     """Remove the empty directory or empty file; absent is success, a missing parent as well.
 
+    Removing it would take away what other mount namespaces have mounted there: the kernel unmounts that along with it
+    (mount_namespaces(7), since Linux 3.18).
+
     Raises:
+        HeldElsewhere: another mount namespace has something mounted there.
         OSError: it is in use, not empty, or something else than what was created.
     """
     try:
         with _parent(path) as (parent, name):
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if (found := mounted_on(proc, parent, name)) is not None:
+                raise HeldElsewhere(path, found)
             if volume_type is VolumeType.FILESYSTEM:
                 os.rmdir(name, dir_fd=parent)
                 return
-            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", path)
             if status.st_size:

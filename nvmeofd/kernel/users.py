@@ -14,12 +14,11 @@ import os
 from collections.abc import Collection, Iterator
 
 from nvmeofd.kernel.interface import ForeignMount, Mount, OpenFile, ProcessScan
-from nvmeofd.kernel.mountinfo import DELETED, parse_mount, read_table
+from nvmeofd.kernel.mountinfo import DELETED, parse_mount
+from nvmeofd.kernel.mountspaces import VANISHED, ForeignTables, command, processes, tasks
 from nvmeofd.kernel.nodes import device_behind
 from nvmeofd.model import DeviceNumber
 
-# What /proc/PID says of a process that has ended, or is ending.
-_VANISHED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)
 _DENIED = (errno.EACCES, errno.EPERM)
 _KCMP_FILES = 2  # include/uapi/linux/kcmp.h
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343, "loongarch64": 272}
@@ -43,15 +42,10 @@ class _Scan:
         self._open: dict[tuple[int, DeviceNumber], OpenFile] = {}
         self._mounts: list[ForeignMount] = []
         self._unreadable: list[int] = []
-        # Mount tables read so far: by mount namespace and root directory, as the table of a process shows only what is
-        # below its root.
-        self._tables: set[tuple[str, str]] = {self._table_of(f"{proc}/self")}
+        self._tables = ForeignTables(proc)
 
     def run(self) -> ProcessScan:
-        own = os.getpid()
-        for pid in sorted(int(name) for name in os.listdir(self._proc) if name.isdecimal()):
-            if pid == own:
-                continue
+        for pid in processes(self._proc):
             try:
                 self._process(pid)
             except OSError as error:
@@ -60,13 +54,13 @@ class _Scan:
         return ProcessScan(tuple(self._open.values()), tuple(self._mounts), tuple(self._unreadable))
 
     def _vanished(self, pid: int, error: OSError) -> bool:
-        return error.errno in _VANISHED or (
+        return error.errno in VANISHED or (
             # A zombie denies some of what it no longer has.
             error.errno in _DENIED and _status(f"{self._proc}/{pid}").startswith("Z")
         )
 
     def _process(self, pid: int) -> None:
-        for thread in self._threads(pid):
+        for thread in tasks(self._proc, pid):
             path = f"{self._proc}/{pid}/task/{thread}"
             try:
                 # Threads share their files nearly always. The main thread may have ended before the others, and then
@@ -75,11 +69,8 @@ class _Scan:
                     self._files(pid, path)
                 self._mount_namespace(pid, path)
             except OSError as error:
-                if error.errno not in _VANISHED:
+                if error.errno not in VANISHED:
                     raise
-
-    def _threads(self, pid: int) -> list[int]:
-        return [int(name) for name in os.listdir(f"{self._proc}/{pid}/task")]
 
     # ---- open files
 
@@ -92,27 +83,21 @@ class _Scan:
                     continue
                 number = device_behind(link)
             except OSError as error:
-                if error.errno not in _VANISHED:
+                if error.errno not in VANISHED:
                     raise
                 continue
             if number in self._numbers and (pid, number) not in self._open:
                 process = f"{self._proc}/{pid}"
-                self._open[pid, number] = OpenFile(pid, _command(process), number, _is_udev(process))
+                self._open[pid, number] = OpenFile(pid, command(process), number, _is_udev(process))
 
     # ---- mounts
 
     def _mount_namespace(self, pid: int, path: str) -> None:
-        table = self._table_of(path)
-        if table in self._tables:
+        content = self._tables.read(path)
+        if content is None:
             return
-        fd = os.open(f"{path}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            content = read_table(fd)
-        finally:
-            os.close(fd)
-        self._tables.add(table)
-        command = _command(f"{self._proc}/{pid}")
-        self._mounts += [ForeignMount(pid, command, mount) for mount in self._matching(content)]
+        name = command(f"{self._proc}/{pid}")
+        self._mounts += [ForeignMount(pid, name, mount) for mount in self._matching(content)]
 
     def _matching(self, table: bytes) -> Iterator[Mount]:
         numbers = {str(number).encode() for number in self._numbers}
@@ -134,24 +119,11 @@ class _Scan:
         # btrfs has a device number of its own.
         return mount.number.major == 0 and mount.fstype == "btrfs" and mount.source.removeprefix("/dev/") in self._names
 
-    @staticmethod
-    def _table_of(path: str) -> tuple[str, str]:
-        return os.readlink(f"{path}/ns/mnt"), os.readlink(f"{path}/root")
-
 
 def _same_files(pid: int, thread: int) -> bool:
     """Whether a thread shares its table of open files with the main thread; False when that cannot be told."""
     number = _SYS_KCMP.get(os.uname().machine)
     return number is not None and _libc.syscall(number, pid, thread, _KCMP_FILES, 0, 0) == 0
-
-
-def _command(process: str) -> str:
-    """The name of a process, "" when it has just ended."""
-    try:
-        with open(f"{process}/comm", "rb") as file:
-            return os.fsdecode(file.read()).rstrip("\n")
-    except OSError:
-        return ""
 
 
 def _status(process: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed, InUse, Shared
-from nvmeofd.operations.guard import StillUsed, disconnect_unused
+from nvmeofd.operations.guard import StillUsed, all_users, disconnect_unused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nvmeofd.model import Controller, Subsystem
+    from nvmeofd.model import Controller, Subsystem, User
     from nvmeofd.operations.core import Core
     from nvmeofd.workers import Job
 
@@ -38,5 +38,12 @@ async def disconnect(core: Core, job: Job, nqn: str) -> tuple[str, ...]:
         deleted = await disconnect_unused(core, job, nqn, all_controllers)
     except StillUsed as used:
         core.count("disconnects-refused")
-        raise InUse(f"{nqn} is in use: {used}") from used
+        raise InUse(f"{nqn} is in use: {'; '.join(map(str, await _everybody(core, nqn, used)))}") from used
     return tuple(controller.name for controller in deleted)
+
+
+async def _everybody(core: Core, nqn: str, found: StillUsed) -> Sequence[User]:
+    """The users that the guard stopped at, and all others: whoever wants it free has to know them all."""
+    subsystem = core.kernel.subsystem(nqn)
+    others = await all_users(core, subsystem, claim=True) if subsystem is not None else ()
+    return tuple(dict.fromkeys([*found.users, *others]))

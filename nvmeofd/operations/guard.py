@@ -171,6 +171,10 @@ async def all_users(core: Core, subsystem: Subsystem, *, claim: bool) -> tuple[U
     users = list(visible_users(core, subsystem.namespaces))
     try:
         scan = await _scan(core, subsystem)
+        if any(found.transient for found in scan.open_files):
+            # udev has just looked at a device, which is over in no time: nobody asked to hear of that
+            await core.kernel.settle()
+            scan = await _scan(core, subsystem)
         users += _openers(subsystem, scan, transient=True)
         if claim:
             explained = {user.device for user in users if user.kind is not UserKind.OPEN}
@@ -181,7 +185,7 @@ async def all_users(core: Core, subsystem: Subsystem, *, claim: bool) -> tuple[U
                             pass
                     except ClaimBusy as busy:
                         users.append(_claimed(subsystem, busy.device, scan))
-    except (OSError, DeviceChanged) as error:
+    except (OSError, DeviceChanged, CommandError) as error:
         users.append(_unreadable(subsystem.nqn, error))
     return tuple(users)
 

@@ -49,7 +49,7 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
         staging_path=path,
         type=request.type,
         phase=Phase.STAGING,
-        creates_path=staged is not None and staged.created_path,
+        creates_path=previous is not None and previous.creates_path and kind is not PathKind.ABSENT,
     )
     async with Transaction(job) as transaction:
         transaction.on_failure("restore the journal", lambda: _restore_record(core, path, previous))

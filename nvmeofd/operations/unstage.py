@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed, NotStaged, UnmountFailed
 from nvmeofd.journal import Phase, VolumeRecord
-from nvmeofd.kernel.interface import CommandError, DeviceChanged
+from nvmeofd.kernel.interface import CommandError, DeviceChanged, HeldElsewhere
 from nvmeofd.log import log
 from nvmeofd.model import Step, VolumeType
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
@@ -105,6 +105,9 @@ async def _remove_path(core: Core, job: Job, path: str, kind: VolumeType) -> boo
         return True  # somebody else mounted something there since: it is theirs now
     try:
         await core.kernel.remove_path(path, kind)
+    except HeldElsewhere as error:
+        log.info("%s: the staging path stays as long as it is held: %s", job, error)
+        return False
     except OSError as error:
         log.warning("%s: cannot remove the staging path: %s", job, error)
         return error.errno in _THEIRS

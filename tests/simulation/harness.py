@@ -263,14 +263,15 @@ class Host:
     def _leftovers(self) -> list[str]:
         found = []
         journal = self.journal()
-        if set(journal.volumes) != set(self.engine.volumes):
+        held = {path for path in journal.volumes if self.world.mounts.elsewhere(path)} - set(self.engine.volumes)
+        if set(journal.volumes) - held != set(self.engine.volumes):
             found.append(f"journal has volumes {sorted(journal.volumes)}, the daemon {sorted(self.engine.volumes)}")
-        for volume in journal.volumes.values():
-            if volume.phase is not Phase.STAGED:
+        for path, volume in journal.volumes.items():
+            if volume.phase is not Phase.STAGED and path not in held:
                 found.append(f"{volume.staging_path} is in phase {volume.phase}")
         for path in self.world.files.made:
             used = path in self.engine.volumes or self.world.mounts.at(path) or self.world.files.occupied(path)
-            if not used:
+            if not used and path not in held:
                 found.append(f"{path}, made by the daemon, is left over")
         own = {c.instance for c in self.world.fabric.controllers() if c.by_daemon}
         for record in journal.subsystems.values():

@@ -18,6 +18,7 @@ from nvmeofd.kernel.interface import (
     ConnectError,
     ConnectParameters,
     ForeignMount,
+    HeldElsewhere,
     LockedDevice,
     OpenFile,
     PathKind,
@@ -272,7 +273,13 @@ class SimKernel(SimReads):
         await self.call("create_path", lambda: self.world.files.create(path, kind), detail=path)
 
     async def remove_path(self, path: str, kind: VolumeType) -> None:
-        await self.call("remove_path", lambda: self.world.files.unlink(path, kind), detail=path)
+        def effect() -> None:
+            held = self.world.mounts.elsewhere(path)
+            if held is not None and path in self.world.files.nodes:
+                raise HeldElsewhere(path, ForeignMount(held.space, "bash", held.snapshot()))
+            self.world.files.unlink(path, kind)
+
+        await self.call("remove_path", effect, detail=path)
 
     def _io(self, namespace: Namespace) -> Callable[[], bool]:
         def ready() -> bool:

@@ -72,6 +72,10 @@ class MountTable:
                 found.append(Use(kind, where, mount.seq, not mount.block_bind))
         return found
 
+    def elsewhere(self, path: str) -> SimMount | None:
+        """A mount at the path in another mount namespace than the host's."""
+        return next((mount for mount in self.mounts if mount.space and mount.mount_point == path), None)
+
     # ---- changing
 
     def mount(

@@ -119,7 +119,7 @@ class TestContent:
         with refused("NotBlank"):
             daemon.stage(NQN, BLANK, "/srv/used", ONE, format="if-empty")
         with refused("NotBlank"):
-            daemon.stage(NQN, BLANK, "/srv/used", ONE, format="if-empty", fstype="xfs", mkfs_options=["-f"])
+            daemon.stage(NQN, BLANK, "/srv/used", ONE, format="if-empty", fstype="xfs", mkfs_options=["-K"])
         assert guest.call(content.fingerprint, path) == before
         guest.call(content.wipe, path)
 
@@ -181,7 +181,8 @@ class TestArguments:
             {"mkfs-options": ["/dev/vda"]},
             {"host-nqn": "nobody"},
             {"host-id": "7"},
-            {"ctrl-loss-tmo": {"type": "i", "value": -2}},
+            {"ctrl-loss-tmo": -2},
+            {"mkfs-options": ["-F"]},
         ],
         ids=lambda option: "-".join(map(str, option)),
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,25 +14,11 @@ from nvmeofd.kernel.interface import ProcessScan
 from nvmeofd.kernel.nodes import device_behind
 from nvmeofd.model import DeviceNumber
 
+from .processes import child
+
 # /dev/full: hardly anybody has it open.
 FULL = DeviceNumber(1, 7)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, and processes of others")
-
-
-@contextmanager
-def child(script: str, *command: str) -> Iterator[tuple[int, str]]:
-    """A process that runs ``script`` and then waits. Its number, and what the script left in ``said``."""
-    code = f"import os, sys, threading\nsaid = ''\n{script}\nprint(said, flush=True)\nsys.stdin.read()"
-    argv = [*command, sys.executable, "-c", code]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdin
-        try:
-            line = process.stdout.readline()
-            assert line, "the script failed"
-            yield process.pid, line.rstrip("\n")
-        finally:
-            process.stdin.close()
 
 
 def scan(*names: str, numbers: tuple[DeviceNumber, ...] = (FULL,)) -> ProcessScan:

@@ -38,17 +38,21 @@ def mount(label: str, device: str, path: str, *options: str) -> None:
 def private_mount(label: str, device: str, path: str) -> int:
     """A mount that only one process has, in its own mount namespace. Returns the pid of that process."""
     os.makedirs(path, exist_ok=True)
-    return _in_private(label, ["mount", device, path], path, lambda: os.rmdir(path))
+    return _in_private(label, [*_ALONE, "mount", device, path], path, lambda: os.rmdir(path))
 
 
 def private_bind(label: str, device: str, path: str) -> int:
     """The device node bound onto a file, where only one process sees it. Returns the pid of that process."""
     Path(path).touch()
-    return _in_private(label, ["mount", "--bind", device, path], path, lambda: os.unlink(path))
+    return _in_private(label, [*_ALONE, "mount", "--bind", device, path], path, lambda: os.unlink(path))
+
+
+# Runs what follows without the copies of volumes that a new mount namespace has; the root is busy and stays.
+_ALONE = ["sh", "-c", 'umount --all --types ext4,xfs,btrfs 2>/dev/null; exec "$@"', "sh"]
 
 
 def _in_private(label: str, mount: list[str], path: str, remove: Callable[[], None]) -> int:
-    script = 'path=$1; shift; "$@" && echo ready && read line; umount "$path"'
+    script = 'path=$1; shift; "$@" && echo ready && read line; umount --recursive "$path"'
     process = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", path, *mount],
         stdin=subprocess.PIPE,
@@ -85,6 +89,13 @@ def namespace_copy(label: str) -> int:
 
     _keep(label, end)
     return process.pid
+
+
+def namespace_bind(label: str, path: str, elsewhere: str) -> int:
+    """A process that sees what is mounted at a path at another one only, as in a container. Returns its pid."""
+    os.makedirs(elsewhere, exist_ok=True)
+    script = 'mount --rbind "$(dirname "$1")" "$2" && umount "$1"'
+    return _in_private(label, ["sh", "-c", script, "sh", path, elsewhere], elsewhere, lambda: os.rmdir(elsewhere))
 
 
 def bind(label: str, source: str, path: str) -> None:
