@@ -26,6 +26,8 @@ from nvmeofd.log import log, quoted
 # with a full queue of work can still look at it.
 MAX_PER_SENDER = 256
 MAX_IN_ALL = 2048
+# How long calls whose work has ended may take to get their reply sent when the service closes.
+CLOSE_SECONDS = 1.0
 WAITING = ManagerObject.waiting | SubsystemObject.waiting
 
 _MACHINE_ID = Path("/etc/machine-id")
@@ -152,12 +154,17 @@ class Dispatcher:
                 task.cancel()
 
     async def close(self) -> None:
-        """Answer what still waits, and from now on everything, with ShuttingDown."""
+        """Answer what still waits, and from now on everything, with ShuttingDown.
+
+        Calls whose work has just ended get its outcome: they are on their way to the reply.
+        """
         self._closing = True
         tasks = [task for some in self._tasks.values() for task in some]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
 
     # One call
 

@@ -9,6 +9,7 @@ import socket
 from dataclasses import replace
 
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters
+from nvmeofd.kernel.probe import probe
 from nvmeofd.kernel.threads import in_thread
 from nvmeofd.model import Address, Transport, normal_ip
 
@@ -37,6 +38,7 @@ _REASONS = {
     errno.EADDRNOTAVAIL: "the source address (host-traddr) is not one of this host",
     errno.ENODEV: "the source interface (host-iface) or address does not exist",
     errno.EIO: "the target refused: it has no such subsystem, or does not allow this host NQN",
+    errno.EPROTONOSUPPORT: "what listens there does not speak NVMe/TCP",
     errno.EACCES: "the target refused access",
     errno.ENOKEY: "the target requires DH-HMAC-CHAP authentication, and no secret was given",
     errno.EKEYREJECTED: "DH-HMAC-CHAP authentication failed: the secret is wrong",
@@ -92,6 +94,11 @@ class Fabrics:
 
         Cancelled while the kernel works on it, it returns normally if the connection came about.
         """
+        if parameters.address.transport is Transport.TCP:
+            try:
+                await probe(parameters.address)
+            except OSError as error:
+                raise _connect_error(error) from error
         return await in_thread(
             lambda: self._connect(parameters), name=f"connect {parameters.address}", keep_result=True
         )
@@ -118,7 +125,7 @@ class Fabrics:
         try:
             os.write(fd, text.encode())
         except OSError as error:
-            raise ConnectError(error.errno or errno.EIO, reason(error.errno or errno.EIO)) from error
+            raise _connect_error(error) from error
         answer = os.read(fd, 4096).decode()
         match = re.match(r"instance=(\d+),cntlid=\d+", answer)
         if match is None:
@@ -136,6 +143,11 @@ class Fabrics:
             raise
         finally:
             os.close(fd)
+
+
+def _connect_error(error: OSError) -> ConnectError:
+    number = error.errno or errno.EIO
+    return ConnectError(number, reason(number))
 
 
 def _open_reason(error: OSError) -> str:

@@ -341,7 +341,15 @@ class Engine:
 
     def _update_volumes(self) -> None:
         subsystems: dict[str, Subsystem | None] = {}
+        # A volume whose Unstage has taken the mount away is not lost. There is another look when the job ends.
+        leaving = {
+            job.staging_path
+            for job in self._core.workers.jobs.values()
+            if job.started and job.operation is OperationKind.UNSTAGE
+        }
         for volume in list(self._core.volumes.values()):
+            if volume.staging_path in leaving:
+                continue
             if volume.nqn not in subsystems:
                 subsystems[volume.nqn] = self._core.kernel.subsystem(volume.nqn)
             state = current_state(self._core.cache, subsystems[volume.nqn], volume)

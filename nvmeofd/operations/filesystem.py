@@ -62,7 +62,21 @@ async def _check(
     try:
         await device.check_filesystem(fstype)
     except CommandError as error:
+        if await _mounted_out_of_sight(core, namespace):
+            log.info("%s: %s is not checked: it is mounted in another mount namespace", job, namespace.path)
+            return
         raise CheckFailed(f"{namespace.path}: {error}; repair it by hand before staging it again") from error
+
+
+async def _mounted_out_of_sight(core: Core, namespace: Namespace) -> bool:
+    """Whether the checker gave up because the device is in exclusive use, as it is by a mount anywhere."""
+    try:
+        async with core.kernel.claim([namespace]):
+            return False
+    except ClaimBusy:
+        return True
+    except (OSError, DeviceChanged):
+        return False
 
 
 async def _require_blank(core: Core, device: LockedDevice, namespace: Namespace, content: Content) -> None:

@@ -113,6 +113,17 @@ async def test_close_answers_who_waits_and_gives_the_name_up(bus: PrivateBus) ->
         await gate.until(done=1)
 
 
+async def test_close_delivers_what_has_just_been_done(bus: PrivateBus) -> None:
+    core = FakeCore()
+    gate = Gate(core)
+    async with service(bus, core) as running, client(bus) as caller:
+        waiting = asyncio.create_task(caller.manager("Unstage", "sa{sv}", "/srv/one", {}))
+        await gate.until(waiting=1)
+        gate.opened.set()
+        await running.close()
+        assert await waiting == [True]
+
+
 async def test_calls_while_closing_are_answered(bus: PrivateBus) -> None:
     async with service(bus, FakeCore()) as running, client(bus) as caller:
         await running._dispatcher.close()

@@ -94,6 +94,8 @@ class SimLockedDevice:
                 return
             if self._read_only:
                 self._kernel.world.violation(f"checked {self._head.path}, which is meant to be read-only")
+            if any(not mount.block_bind for mount in self._kernel.world.mounts.of(self._head)):
+                raise CommandError("e2fsck", 8, f"{self._head.path} is in use")
             if self._read_error():
                 raise CommandError("e2fsck", 8, f"{self._head.path}: Input/output error")
             if self._head.disk.damaged:
