@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from logging import DEBUG, INFO
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed, NotStaged, UnmountFailed
@@ -106,7 +107,8 @@ async def _remove_path(core: Core, job: Job, path: str, kind: VolumeType) -> boo
     try:
         await core.kernel.remove_path(path, kind)
     except HeldElsewhere as error:
-        log.info("%s: the staging path stays as long as it is held: %s", job, error)
+        # the daemon's own jobs come back to it again and again
+        log.log(INFO if job.visible else DEBUG, "%s: the staging path stays while it is held: %s", job, error)
         return False
     except OSError as error:
         log.warning("%s: cannot remove the staging path: %s", job, error)

@@ -103,11 +103,11 @@ def stage_two(show: Show) -> tuple[str, str]:
     second = show.stage("vol2", r"/dev/nvme\d+n\d+", formatted)
     show.tell("One disk for each volume, whatever the number of paths; mounted where it was asked for.")
     show.run(
-        "lsblk --output NAME,SIZE,FSTYPE,MOUNTPOINTS /dev/nvme*n?",
-        r"ext4\s+/srv/vol[12]\s(.|\n)*ext4\s+/srv/vol[12]\s",
+        "lsblk --output NAME,SIZE,TYPE,MOUNTPOINTS /dev/nvme*n?",
+        r"disk\s+/srv/vol[12]\s(.|\n)*disk\s+/srv/vol[12]\s",
     )
-    show.tell("_netdev: at shutdown systemd unmounts it before the network goes.")
-    show.run("findmnt --list --types ext4 --output TARGET,SOURCE,OPTIONS | grep /srv", r"/srv/vol1 .*_netdev")
+    show.tell("Mounted with _netdev: at shutdown systemd unmounts it while there is still a network.")
+    show.run("systemctl show --property=After srv-vol1.mount | tr ' ' '\\n' | grep remote-fs", "^remote-fs-pre.target$")
     show.run("nvme list-subsys", TWO_LIVE_PATHS)
     show.tell("What the daemon shows of it: an object for each subsystem and each staged volume.")
     show.run("busctl tree --list org.nvmeofd1", rf"{SUBSYSTEM}\n(.|\n)*volume/_2fsrv_2fvol2")
@@ -144,10 +144,14 @@ def refused(show: Show, second: str) -> None:
 
 def private_mount(show: Show, first: str) -> None:
     show.chapter("A mount that nobody can see")
-    show.tell("Somebody mounts volume 1 in a mount namespace of his own, as containers do.")
+    show.tell(
+        "Somebody mounts volume 1 in a mount namespace of his own, as containers do. (A new one starts with copies of\n"
+        "all mounts, which would hold volume 2 as well, so he lets go of that first.)"
+    )
     show.run(
         "systemd-run --quiet --unit=stranger --property=Type=notify --property=NotifyAccess=all \\\n"
-        f"        unshare --mount sh -c 'mount {first} /mnt && systemd-notify --ready && exec sleep infinity'"
+        f"        unshare --mount sh -c 'umount /srv/vol2 && mount {first} /mnt && systemd-notify --ready && \\\n"
+        "        exec sleep infinity'"
     )
     show.tell("The host's mount table does not have it.")
     show.run(f"findmnt {first} || echo 'not mounted'", r"^not mounted$")

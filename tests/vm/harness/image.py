@@ -76,7 +76,7 @@ def _build(image: Image) -> None:
         argv += [f"--essential-hook={_script(temporary / 'early', _EARLY, files)}"]
         argv += [f"--customize-hook={_script(temporary / 'late', _LATE, out)}"]
         argv += [image.suite.name, "/dev/null", recipe.host_mirror()]
-        env = dict(os.environ, MKE2FS=tool("mke2fs"), LC_ALL="C.UTF-8")
+        env = dict(os.environ, MKE2FS=tool("mke2fs"), DEBUGFS=tool("debugfs"), LC_ALL="C.UTF-8")
         run(argv, log=out / "build.log", env=env)
         os.rename(out, image.path)
     finally:
@@ -126,6 +126,8 @@ unshare --mount sh -euc 'mount --bind "$2" "$1/tree"
     "$MKE2FS" -q -t ext4 -O ^has_journal -E lazy_itable_init=0,nodiscard -N 131072 -L root -d "$1/tree" \\
     "$1/root.img" {recipe.ROOT_SIZE}' sh "$1" "$2"
 rmdir "$1/tree"
+# It keeps services from being started while the image is built, and is taken away only after this hook.
+"$DEBUGFS" -w -R "rm /usr/sbin/policy-rc.d" "$1/root.img"
 """
 
 
