@@ -11,6 +11,7 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
@@ -202,8 +203,10 @@ class _Options:
 
     def __init__(self, options: Mapping[str, Typed]) -> None:
         self._left = dict(options)
+        self._known: list[str] = []
 
     def _take(self, key: str, signature: str, type_name: str) -> Any:
+        self._known.append(key)
         typed = self._left.pop(key, None)
         if typed is None:
             return None
@@ -251,7 +254,9 @@ class _Options:
 
     def finish(self) -> None:
         for key in self._left:
-            raise InvalidArgument(f"option {key[:64]!r} is unknown")
+            similar = get_close_matches(key[:64], self._known, n=1)
+            hint = f", did you mean {similar[0]!r}?" if similar else ""
+            raise InvalidArgument(f"option {key[:64]!r} is unknown{hint}")
 
 
 def _timeout(read: _Options) -> int | None:

@@ -94,8 +94,8 @@ def _check_value(known: _Mkfs, flag: str, value: str) -> None:
 
 # These change what mount(8) does, where, or who may undo it, and would undermine what the daemon knows of the mount.
 _MOUNT_REFUSED = re.compile(
-    r"(r?bind|move|remount|r?(shared|slave|private|unbindable)|make-.*|r[ow](=.*)?|loop(=.*)?|offset=.*|sizelimit=.*|"
-    r"encryption=.*|u?helper=.*|[xX]-.*|verity\..*|users?(=.*)?|owner|group|defaults|no?auto|nofail|"
+    r"(r?bind|move|remount|r?(shared|slave|private|unbindable)|make-.*|ro?=.*|rw=.*|loop(=.*)?|offset=.*|sizelimit=.*|"
+    r"encryption=.*|u?helper=.*|[xX]-.*|verity\..*|users?(=.*)?|owner|group|no?auto|nofail|"
     r"(device|logdev|rtdev|journal_path|journal_dev)=.*)"
 )
 

@@ -94,27 +94,35 @@ class Fabrics:
 
         Cancelled while the kernel works on it, it returns normally if the connection came about.
         """
-        if parameters.address.transport is Transport.TCP:
+        address = parameters.address
+        text = await in_thread(lambda: self._checked(parameters), name=f"look at {self._path}")
+        if address.transport is Transport.TCP:
             try:
-                await probe(parameters.address)
+                await probe(address)
             except OSError as error:
                 raise _connect_error(error) from error
-        return await in_thread(
-            lambda: self._connect(parameters), name=f"connect {parameters.address}", keep_result=True
-        )
+        return await in_thread(lambda: self._connect(text), name=f"connect {address}", keep_result=True)
 
-    def _connect(self, parameters: ConnectParameters) -> str:
+    def _checked(self, parameters: ConnectParameters) -> str:
+        """What is to be written. Raises ConnectError."""
         options = build_options(parameters)
         text = ",".join(key if value is None else f"{key}={value}" for key, value in options.items())
         if re.search(r"[\n\0]", text) or any("," in (value or "") for value in options.values()):
             # Checked when the values were made; here it would slip another option in.
             raise ConnectError(errno.EINVAL, "a parameter contains a comma or a control character")
         try:
-            for name in options.keys() - self._supported():
-                raise ConnectError(errno.EINVAL, f"this kernel does not know the option {name}")
+            unknown = options.keys() - self._supported()
+        except OSError as error:
+            raise _open_error(error) from error
+        if unknown:
+            raise ConnectError(errno.EINVAL, f"this kernel does not know the option {min(unknown)}")
+        return text
+
+    def _connect(self, text: str) -> str:
+        try:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise ConnectError(error.errno or errno.EIO, _open_reason(error)) from error
+            raise _open_error(error) from error
         try:
             return self._create(fd, text)
         finally:
@@ -150,10 +158,11 @@ def _connect_error(error: OSError) -> ConnectError:
     return ConnectError(number, reason(number))
 
 
-def _open_reason(error: OSError) -> str:
+def _open_error(error: OSError) -> ConnectError:
+    text = f"/dev/nvme-fabrics: {error.strerror}"
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        return "/dev/nvme-fabrics is missing: the kernel module nvme_fabrics is not loaded"
-    return f"/dev/nvme-fabrics: {error.strerror}"
+        text = "/dev/nvme-fabrics is missing: the kernel module nvme_fabrics is not loaded"
+    return ConnectError(error.errno or errno.EIO, text)
 
 
 async def resolve(address: Address) -> tuple[Address, ...]:

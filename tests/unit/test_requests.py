@@ -195,6 +195,7 @@ def test_bad_host(key: str, what: str) -> None:
 
 def test_unknown_option() -> None:
     assert stage_refusal(colour=Typed("s", "red")) == "option 'colour' is unknown"
+    assert stage_refusal(fstyp=Typed("s", "ext4")) == "option 'fstyp' is unknown, did you mean 'fstype'?"
     assert len(stage_refusal(**{"x" * 1000: Typed("s", "")})) < 200
 
 
@@ -325,7 +326,6 @@ def test_mkfs_options_accepted(fstype: str | None, values: list[str]) -> None:
     [
         "",
         "ro",
-        "rw",
         "bind",
         "rbind",
         "move",
@@ -351,7 +351,6 @@ def test_mkfs_options_accepted(fstype: str | None, values: list[str]) -> None:
         "group",
         "nofail",
         "noauto",
-        "defaults",
         "device=/dev/sda",
         "logdev=/dev/sda",
         "rtdev=/dev/sda",
