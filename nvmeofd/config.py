@@ -95,6 +95,8 @@ class Config:
     queue_limit: int = field(default=64, metadata=_number("QueueLimit", 1, 100_000))
     # jobs queued or running for all subsystems
     total_limit: int = field(default=1024, metadata=_number("TotalLimit", 1, 1_000_000))
+    # seconds that a subsystem stays connected after its last volume was unstaged
+    disconnect_delay: int = field(default=0, metadata=_number("DisconnectDelaySec", 0, MAX_SECONDS, "seconds"))
     connect: ConnectConfig = field(default_factory=ConnectConfig)
 
     @classmethod
@@ -131,7 +133,7 @@ def _keys(cls: type[Any], *names: str) -> dict[str, tuple[str, Key]]:
 # section → key → (attribute, what it accepts)
 SECTIONS = {
     "Daemon": _keys(Config, "LogLevel"),
-    "Operation": _keys(Config, "TimeoutSec", "QueueLimit", "TotalLimit"),
+    "Operation": _keys(Config, "TimeoutSec", "QueueLimit", "TotalLimit", "DisconnectDelaySec"),
     "Connect": _keys(ConnectConfig),
 }
 

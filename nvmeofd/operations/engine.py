@@ -265,7 +265,7 @@ class Engine:
             else:
                 log.info("%s: done", job)
         if job.operation is not OperationKind.TIDY:
-            self._tidier.note_change()
+            self._tidier.note_job(job.nqn)
         self._schedule_update(devices=True)
 
     def _last_job(self, path: str) -> Job | None:

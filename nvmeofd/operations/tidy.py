@@ -45,7 +45,7 @@ class Tidier:
         self._clean_up = clean_up
         self._swept: dict[str, float] = {}  # staging path of half-done work → when it was last tried to clear it
         self._timer: asyncio.TimerHandle | None = None
-        self._lost_since: dict[str, float] = {}  # NQN → when its only volumes were first seen lost
+        self._left_since: dict[str, float] = {}  # NQN → when it was first seen with no volume but lost ones
         self._tried: dict[str, _Attempt] = {}  # NQN → last attempt
         self._change = 0
         self._stopped = False
@@ -59,6 +59,11 @@ class Tidier:
         """Something happened on the host: what was found in use before may be unused now."""
         self._change += 1
 
+    def note_job(self, nqn: str) -> None:
+        """A job of a client has ended: from here on the subsystem may be left behind."""
+        self._left_since.pop(nqn, None)
+        self.note_change()
+
     def look(self) -> None:
         """Queue a disconnect for each subsystem that seems unused, and come back for those that do not yet."""
         if self._stopped:
@@ -68,7 +73,7 @@ class Tidier:
         if not self._settle_intents():
             again.append(now + PERIOD)
         candidates = [nqn for nqn in self._core.ownership.nqns if self._left_behind(nqn)]
-        self._lost_since = {nqn: since for nqn, since in self._lost_since.items() if nqn in candidates}
+        self._left_since = {nqn: self._left_since.get(nqn, now) for nqn in candidates}
         self._tried = {nqn: tried for nqn, tried in self._tried.items() if nqn in self._core.ownership.nqns}
         for nqn in candidates:
             due = self._due(nqn, now)
@@ -123,11 +128,8 @@ class Tidier:
         )
 
     def _due(self, nqn: str, now: float) -> float:
-        due = now
-        if self._has_lost_volumes(nqn):
-            due = self._lost_since.setdefault(nqn, now) + GRACE
-        else:
-            self._lost_since.pop(nqn, None)
+        grace = GRACE if self._has_lost_volumes(nqn) else 0.0
+        due = self._left_since[nqn] + max(grace, self._core.config.disconnect_delay)
         if nqn in self._tried:
             last = self._tried[nqn]
             due = max(due, last.when + (PERIOD if last.change == self._change else last.interval))

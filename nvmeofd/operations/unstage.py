@@ -40,7 +40,7 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     if volume is None:
         if (left_over := core.journal.volumes.get(path)) is not None:
             await clean_up(core, job, left_over)
-            return await disconnect_owned(core, job, left_over.nqn)
+            return await _leave(core, job, left_over.nqn)
         not_staged_here(core, path)
         return not _connected(core, job.nqn)
     mounts = core.cache.mounts_at(path)
@@ -64,7 +64,15 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
         await forget(core, job, volume)
     if request.keep_connected:
         return not _connected(core, volume.nqn)
-    return await disconnect_owned(core, job, volume.nqn)
+    return await _leave(core, job, volume.nqn)
+
+
+async def _leave(core: Core, job: Job, nqn: str) -> bool:
+    """Disconnect now, or leave that for later where the configuration says so. Returns whether it is disconnected."""
+    if core.config.disconnect_delay:
+        core.count("disconnects-deferred")
+        return not _connected(core, nqn)
+    return await disconnect_owned(core, job, nqn)
 
 
 def not_staged_here(core: Core, path: str) -> None:
