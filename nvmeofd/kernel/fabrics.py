@@ -88,6 +88,7 @@ class Fabrics:
 
     def __init__(self, dev: str) -> None:
         self._path = f"{dev}/nvme-fabrics"
+        self._options: frozenset[str] | None = None
 
     async def connect(self, parameters: ConnectParameters) -> str:
         """Connect one path and return the controller's name. Raises ConnectError.
@@ -141,6 +142,12 @@ class Fabrics:
         return f"nvme{match[1]}"
 
     def _supported(self) -> frozenset[str]:
+        # Once: reading them waits for a connect that is under way (nvmf_dev_show() takes nvmf_dev_mutex).
+        if self._options is None:
+            self._options = self._read_options()
+        return self._options
+
+    def _read_options(self) -> frozenset[str]:
         # A descriptor of its own: one on which the list was read answers with its end afterwards.
         fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
+from nvmeofd.log import quoted
 from nvmeofd.model import Address, Controller, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
 
 
@@ -159,8 +160,9 @@ class HeldElsewhere(KernelError):
     """Another mount namespace has something mounted on a path, and would lose that along with the path."""
 
     def __init__(self, path: str, held: ForeignMount) -> None:
-        where = f"{held.mount.mount_point} in the mount namespace of pid {held.pid} ({held.command})"
-        super().__init__(f"{path}: {held.mount.source} is still mounted at {where}")
+        where = f"{quoted(held.mount.mount_point)} in the mount namespace of pid {held.pid} {quoted(held.command)}"
+        super().__init__(f"{quoted(held.mount.source)} is still mounted at {where}")
+        self.path = path
 
 
 class EventKind(Enum):
@@ -194,15 +196,17 @@ class LockedDevice(Protocol):
         """Whether the first and last MiB, read with O_DIRECT, are all zeros. Raises OSError on a read error."""
 
     async def make_filesystem(self, fstype: str, *, uuid: str, options: Sequence[str]) -> None:
-        """Run mkfs with the given filesystem UUID, without forcing: it refuses itself what is not blank to it.
+        """Run mkfs with the given filesystem UUID, without forcing.
 
+        mkfs.xfs and mkfs.btrfs refuse a device with a known signature; mke2fs asks only people, so it does not.
         Raises CommandError.
         """
 
     async def wipe(self) -> None:
         """Make blank again what a mkfs that did not end well has written: signatures, first and last MiB.
 
-        Only for a device that was proven blank just before. Raises CommandError, OSError (EBUSY when it is in use).
+        Only for a device that was proven blank before the mkfs, and on which nothing is found that is not its own.
+        Raises CommandError, OSError (EBUSY when it is in use).
         """
 
     async def check_filesystem(self, fstype: str) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import NamedTuple
 
 from nvmeofd.kernel.interface import ForeignMount, Mount
-from nvmeofd.kernel.mountinfo import escape, parse_mount, read_table
-from nvmeofd.model import DeviceNumber
+from nvmeofd.kernel.mountinfo import parse_mount, read_table, unescape
 
 # What /proc/PID says of a process that has ended, or is ending.
 VANISHED = (errno.ENOENT, errno.ESRCH, errno.EINVAL)
@@ -62,72 +62,94 @@ class ForeignTables:
 def mounted_on(proc: str, directory: int, name: str) -> ForeignMount | None:
     """What another mount namespace has mounted on the entry ``name`` of a directory (a descriptor, O_PATH will do).
 
-    Whatever path that namespace knows the entry by. Processes that cannot be looked into are left out.
+    Whatever path that namespace knows the entry by. Where that cannot be told apart, because a process sees only part
+    of the file tree, one that ends in the same name counts. Processes
+    that this one may not look into are left out: on a host there are none.
 
     Raises:
         OSError
     """
-    here = _Place.of_entry(proc, directory, name)
+    place = _Place.of_entry(proc, directory, name)
     tables = ForeignTables(proc)
     for pid in processes(proc):
-        try:
-            for thread in tasks(proc, pid):
+        for thread in _tasks_if_there(proc, pid):
+            try:
                 table = tables.read(f"{proc}/{pid}/task/{thread}")
-                mount = _mount_at(here, table) if table is not None else None
-                if mount is not None:
-                    return ForeignMount(pid, command(f"{proc}/{pid}"), mount)
-        except OSError as error:
-            if error.errno not in VANISHED + _DENIED:
+            except OSError as error:
+                # also a main thread that has ended before the others
+                if error.errno in VANISHED + _DENIED:
+                    continue
                 raise
+            mount = place.mounted_in(table) if table is not None else None
+            if mount is not None:
+                return ForeignMount(pid, command(f"{proc}/{pid}"), mount)
     return None
 
 
 class _Place:
     """A directory entry as the kernel knows it: a filesystem and a path within, wherever that is mounted."""
 
-    def __init__(self, number: DeviceNumber, path: str) -> None:
-        self.number = number
-        self.path = path
+    def __init__(self, number: bytes, path: str) -> None:
+        self._number = number
+        self._path = path
+        self._name = os.path.basename(path)
 
     @classmethod
     def of_entry(cls, proc: str, directory: int, name: str) -> _Place:
         path = os.path.join(os.readlink(f"{proc}/self/fd/{directory}"), name)
         with open(f"{proc}/self/fdinfo/{directory}", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)
-        mount = _by_id(_read(f"{proc}/self"), int(fields["mnt_id"]))
+        mount = _index(_read(f"{proc}/self")).get(fields["mnt_id"].strip().encode())
         if mount is None:
-            raise OSError(errno.ENOENT, "the mount that it is on is not in the mount table", path)
+            raise OSError(errno.EBUSY, "the mount that it is on has just gone", path)
         return cls(mount.number, _within(mount, path))
 
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.path)
+    def mounted_in(self, table: bytes) -> Mount | None:
+        mounts = _index(table)
+        for entry in mounts.values():
+            parent = mounts.get(entry.parent)
+            if parent is None:
+                found = os.path.basename(unescape(entry.point)) == self._name
+            else:
+                found = parent.number == self._number and _within(parent, unescape(entry.point)) == self._path
+            if found:
+                return parse_mount(entry.line)
+        return None
 
-    def is_mount_point(self, mount: Mount, table: bytes) -> bool:
-        parent = _by_id(table, mount.parent_id)
-        return parent is not None and parent.number == self.number and _within(parent, mount.mount_point) == self.path
+
+class _Entry(NamedTuple):
+    """One line of mountinfo, as far as it is needed here, as it stands there."""
+
+    parent: bytes
+    number: bytes
+    root: bytes
+    point: bytes
+    line: bytes
 
 
-def _mount_at(place: _Place, table: bytes) -> Mount | None:
-    ending = b"/" + escape(place.name)
+def _index(table: bytes) -> dict[bytes, _Entry]:
+    """The lines of a table by the identifier of the mount."""
+    found = {}
     for line in table.split(b"\n"):
         fields = line.split(b" ", 5)
-        # Few lines are worth parsing: the mount point is the fifth field.
-        if len(fields) == 6 and fields[4].endswith(ending):
-            mount = parse_mount(line)
-            if place.is_mount_point(mount, table):
-                return mount
-    return None
+        if len(fields) == 6:
+            found[fields[0]] = _Entry(fields[1], fields[2], fields[3], fields[4], line)
+    return found
 
 
-def _within(mount: Mount, path: str) -> str:
+def _within(mount: _Entry, path: str) -> str:
     """A path below a mount point, as a path in the filesystem that is mounted there."""
-    return os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.mount_point)))
+    inside = path.removeprefix(unescape(mount.point).rstrip("/"))
+    return unescape(mount.root).rstrip("/") + inside
 
 
-def _by_id(table: bytes, mount_id: int) -> Mount | None:
-    start = b"%d " % mount_id
-    return next((parse_mount(line) for line in table.split(b"\n") if line.startswith(start)), None)
+def _tasks_if_there(proc: str, pid: int) -> list[int]:
+    try:
+        return tasks(proc, pid)
+    except OSError as error:
+        if error.errno in VANISHED:
+            return []
+        raise
 
 
 def _read(task: str) -> bytes:

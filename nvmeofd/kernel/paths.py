@@ -74,17 +74,14 @@ def inspect(path: str) -> PathKind:
 
 
 def create(path: str, volume_type: VolumeType) -> None:
-    """Make the directory or the empty file. Raises StagingPathError, OSError."""
+    """Make the directory or the empty file. Raises FileExistsError, StagingPathError, OSError."""
     with _parent(path) as (parent, name):
-        try:
-            if volume_type is VolumeType.FILESYSTEM:
-                os.mkdir(name, DIRECTORY_MODE, dir_fd=parent)
-                flags, mode = os.O_RDONLY | os.O_DIRECTORY, DIRECTORY_MODE
-            else:
-                flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE
-            fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE, dir_fd=parent)
-        except FileExistsError:
-            raise StagingPathError(f"{path!r} was created by somebody else meanwhile") from None
+        if volume_type is VolumeType.FILESYSTEM:
+            os.mkdir(name, DIRECTORY_MODE, dir_fd=parent)
+            flags, mode = os.O_RDONLY | os.O_DIRECTORY, DIRECTORY_MODE
+        else:
+            flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE, dir_fd=parent)
         try:
             os.fchmod(fd, mode)  # whatever the umask
         finally:

@@ -40,7 +40,10 @@ async def probe(address: Address) -> None:
         if address.host_iface:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, address.host_iface.encode() + b"\0")
         if address.host_traddr:
-            sock.bind(_numeric(address.host_traddr, 0)[-1])
+            source = _numeric(address.host_traddr, 0)
+            if source[0] != family:
+                raise _os_error(errno.EINVAL)
+            sock.bind(source[-1])
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await _connect(sock, remote)
@@ -54,7 +57,10 @@ async def probe(address: Address) -> None:
 
 def _numeric(host: str, port: int) -> tuple[socket.AddressFamily, socket.SocketKind, int, Any]:
     flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    family, kind, protocol, _, remote = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+    try:
+        family, kind, protocol, _, remote = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+    except socket.gaierror as error:  # such as a link-local address with an interface that is not there
+        raise _os_error(errno.ENODEV) from error
     return family, kind, protocol, remote
 
 

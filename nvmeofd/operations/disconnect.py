@@ -44,6 +44,9 @@ async def disconnect(core: Core, job: Job, nqn: str) -> tuple[str, ...]:
 
 async def _everybody(core: Core, nqn: str, found: StillUsed) -> Sequence[User]:
     """The users that the guard stopped at, and all others: whoever wants it free has to know them all."""
-    subsystem = core.kernel.subsystem(nqn)
+    try:
+        subsystem = core.kernel.subsystem(nqn)
+    except OSError:
+        return found.users
     others = await all_users(core, subsystem, claim=True) if subsystem is not None else ()
     return tuple(dict.fromkeys([*found.users, *others]))

@@ -181,10 +181,10 @@ class Engine:
         if subsystem is None:
             return tuple(users)
         if not self._core.workers.idle(nqn) or self._closing:
-            return (*await all_users(self._core, subsystem, claim=False), *users)
+            return (*await all_users(self._core, subsystem, claim=False, settle=True), *users)
         # on the queue, so that the claim does not get in the way of a mount of ours
         found: tuple[User, ...] = await self._run(
-            OperationKind.TIDY, nqn, lambda _: all_users(self._core, subsystem, claim=True), visible=False
+            OperationKind.TIDY, nqn, lambda _: all_users(self._core, subsystem, claim=True, settle=True), visible=False
         )
         return (*found, *users)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nvmeofd.requests import StageRequest
     from nvmeofd.workers import Job
 
+# e2fsck(8), EXIT CODE: it did not get as far as looking for damage.
+_OPERATIONAL = 8
 # How long after its begin a mkfs that a crash cut short may still be wiped off, in microseconds. The daemon is back
 # within seconds; after longer than this, somebody else may have dealt with the device.
 WIPE_WINDOW = 600 * 1_000_000
@@ -62,7 +64,7 @@ async def _check(
     try:
         await device.check_filesystem(fstype)
     except CommandError as error:
-        if await _mounted_out_of_sight(core, namespace):
+        if error.status & _OPERATIONAL and await _mounted_out_of_sight(core, namespace):
             log.info("%s: %s is not checked: it is mounted in another mount namespace", job, namespace.path)
             return
         raise CheckFailed(f"{namespace.path}: {error}; repair it by hand before staging it again") from error
@@ -129,19 +131,29 @@ async def _format(
             raise FormatFailed(f"{namespace.path}: mkfs for {fstype} succeeded, but blkid does not find its filesystem")
     except BaseException as error:
         job.roll_back(error)
-        await _wipe(core, job, record, namespace, device)
+        await _undo(core, job, record, namespace, device)
         if isinstance(error, CommandError):
             raise FormatFailed(f"{namespace.path}: {error}") from error
         raise
     core.journal.drop_format(record.wwid)
 
 
-async def _wipe(core: Core, job: Job, record: FormatRecord, namespace: Namespace, device: LockedDevice) -> None:
-    """Undo a mkfs that did not end well: the device was blank before and is blank again."""
+async def _undo(core: Core, job: Job, record: FormatRecord, namespace: Namespace, device: LockedDevice) -> None:
+    """Undo a mkfs that did not end well: the device was blank before and is blank again.
+
+    Unless somebody else has made something of it meanwhile: another host may have the namespace, too.
+    """
     try:
-        await device.wipe()
-    except (CommandError, OSError) as error:
-        log.error("%s: %s stays half formatted: %s", job, namespace.path, error)
+        async with core.kernel.claim([namespace]):
+            content = await device.probe()
+        if content.nothing_found or (content.fstype, content.uuid) == (record.fstype, record.uuid):
+            log.info("%s: wiping off what a mkfs that was cut short left on %s", job, namespace.path)
+            await device.wipe()
+        else:
+            what = content.fstype or content.other or "signatures of more than one kind"
+            raise DeviceChanged(f"it holds {what}, which was not made here")
+    except (ClaimBusy, CommandError, DeviceChanged, OSError) as error:
+        log.error("%s: %s is left as it is: %s", job, namespace.path, error)
         job.leftovers.append(f"wipe what mkfs left on {namespace.path}: {error}")
     # Gone in any case: a device that is not blank is never formatted later on because of an old note.
     core.journal.drop_format(record.wwid)
@@ -163,12 +175,7 @@ async def undo_format(core: Core, job: Job, record: FormatRecord) -> None:
         return
     try:
         async with core.kernel.lock_device(namespace, read_only=False) as device:
-            async with core.kernel.claim([namespace]):
-                content = await device.probe()
-            if content.nothing_found or (content.fstype, content.uuid) == (record.fstype, record.uuid):
-                log.info("%s: wiping off what a mkfs that was cut short left on %s", job, namespace.path)
-                await _wipe(core, job, record, namespace, device)
-                return
-    except (ClaimBusy, CommandError, DeviceChanged, OSError) as error:
+            await _undo(core, job, record, namespace, device)
+    except (DeviceChanged, OSError) as error:
         log.warning("%s: cannot undo the mkfs on %s that was cut short: %s", job, namespace.path, error)
-    core.journal.drop_format(record.wwid)
+        core.journal.drop_format(record.wwid)

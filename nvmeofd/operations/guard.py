@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed
@@ -163,18 +164,19 @@ def visible_users(core: Core, namespaces: Iterable[Namespace]) -> tuple[User, ..
     return tuple(users)
 
 
-async def all_users(core: Core, subsystem: Subsystem, *, claim: bool) -> tuple[User, ...]:
+async def all_users(core: Core, subsystem: Subsystem, *, claim: bool, settle: bool = False) -> tuple[User, ...]:
     """Everybody who uses the subsystem right now, for people to read.
 
     ``claim``: whether to try the exclusive claim too, which a job of the same subsystem would find in its way.
+    ``settle``: whether to wait for udev when it is looking at a device, which it does for a moment now and then.
     """
     users = list(visible_users(core, subsystem.namespaces))
     try:
         scan = await _scan(core, subsystem)
-        if any(found.transient for found in scan.open_files):
-            # udev has just looked at a device, which is over in no time: nobody asked to hear of that
-            await core.kernel.settle()
-            scan = await _scan(core, subsystem)
+        if settle and any(found.transient for found in scan.open_files):
+            with suppress(CommandError):
+                await core.kernel.settle()
+                scan = await _scan(core, subsystem)
         users += _openers(subsystem, scan, transient=True)
         if claim:
             explained = {user.device for user in users if user.kind is not UserKind.OPEN}
@@ -185,7 +187,7 @@ async def all_users(core: Core, subsystem: Subsystem, *, claim: bool) -> tuple[U
                             pass
                     except ClaimBusy as busy:
                         users.append(_claimed(subsystem, busy.device, scan))
-    except (OSError, DeviceChanged, CommandError) as error:
+    except (OSError, DeviceChanged) as error:
         users.append(_unreadable(subsystem.nqn, error))
     return tuple(users)
 

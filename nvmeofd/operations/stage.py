@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import AlreadyStaged, InvalidArgument, MountFailed, PathNotEmpty, WrongFilesystem
 from nvmeofd.journal import Phase, VolumeRecord
-from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged, KernelError, PathKind, StagingPathError
+from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged, HeldElsewhere, KernelError, PathKind, StagingPathError
 from nvmeofd.log import log, quoted
 from nvmeofd.model import Namespace, Step, VolumeType
 from nvmeofd.operations import filesystem
@@ -49,7 +50,7 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
         staging_path=path,
         type=request.type,
         phase=Phase.STAGING,
-        creates_path=previous is not None and previous.creates_path and kind is not PathKind.ABSENT,
+        creates_path=staged is not None and staged.created_path,
     )
     async with Transaction(job) as transaction:
         transaction.on_failure("restore the journal", lambda: _restore_record(core, path, previous))
@@ -197,7 +198,8 @@ async def _create_path(core: Core, record: VolumeRecord, transaction: Transactio
 
     async def remove() -> None:
         if created:
-            await core.kernel.remove_path(path, record.type)
+            with suppress(HeldElsewhere):  # as in Unstage, it is left then
+                await core.kernel.remove_path(path, record.type)
 
     transaction.on_failure(f"remove {path}", remove)
     try:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 # Why a staging path that Stage made is not removed: it holds something now, or is something else.
-_THEIRS = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOTDIR, errno.EISDIR, errno.EROFS})
+_THEIRS = frozenset(
+    {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOTDIR, errno.EISDIR, errno.EROFS}
+    | {errno.EINVAL, errno.ELOOP, errno.EACCES, errno.EPERM}
+)
 
 
 async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
@@ -39,8 +42,9 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     volume = core.volumes.get(path)
     if volume is None:
         if (left_over := core.journal.volumes.get(path)) is not None:
+            core.ownership.set_keep(left_over.nqn, request.keep_connected)
             await clean_up(core, job, left_over)
-            return await _leave(core, job, left_over.nqn)
+            return await _leave(core, job, left_over.nqn, keep=request.keep_connected)
         not_staged_here(core, path)
         return not _connected(core, job.nqn)
     mounts = core.cache.mounts_at(path)
@@ -62,13 +66,13 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
         raise
     with job.protected():
         await forget(core, job, volume)
-    if request.keep_connected:
-        return not _connected(core, volume.nqn)
-    return await _leave(core, job, volume.nqn)
+    return await _leave(core, job, volume.nqn, keep=request.keep_connected)
 
 
-async def _leave(core: Core, job: Job, nqn: str) -> bool:
-    """Disconnect now, or leave that for later where the configuration says so. Returns whether it is disconnected."""
+async def _leave(core: Core, job: Job, nqn: str, *, keep: bool) -> bool:
+    """Disconnect now, or later where the configuration says so, or not. Returns whether it is disconnected."""
+    if keep:
+        return not _connected(core, nqn)
     if core.config.disconnect_delay:
         core.count("disconnects-deferred")
         return not _connected(core, nqn)
@@ -115,9 +119,10 @@ async def _remove_path(core: Core, job: Job, path: str, kind: VolumeType) -> boo
     try:
         await core.kernel.remove_path(path, kind)
     except HeldElsewhere as error:
-        # the daemon's own jobs come back to it again and again
-        log.log(INFO if job.visible else DEBUG, "%s: the staging path stays while it is held: %s", job, error)
-        return False
+        # An empty directory is little to leave behind. Coming back to it later would mean to remember a path for as
+        # long as a container lives, and whoever can make mount namespaces could keep it from ever being used again.
+        log.info("%s: the staging path is not removed: %s", job, error)
+        return True
     except OSError as error:
         log.warning("%s: cannot remove the staging path: %s", job, error)
         return error.errno in _THEIRS
@@ -135,7 +140,8 @@ async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
         await disconnect_unused(core, job, nqn, core.ownership.owned)
     except StillUsed as used:
         core.count("disconnects-deferred")
-        log.info("%s: %s stays connected while it is used: %s", job, nqn, used)
+        # the daemon's own jobs try again and again, as long as somebody stays
+        log.log(INFO if job.visible else DEBUG, "%s: %s stays connected while it is used: %s", job, nqn, used)
     except DisconnectFailed as error:
         core.count("disconnects-failed")
         log.warning("%s: %s", job, error)

@@ -73,7 +73,9 @@ def test_the_source_address_is_used() -> None:
         async with listener(note) as address:
             assert await outcome(Address.parse(f"{address}?host-traddr=127.0.0.77")) == 0
             assert await outcome(Address.parse(f"{address}?host-traddr=192.0.2.1")) == errno.EADDRNOTAVAIL
+            assert await outcome(Address.parse(f"{address}?host-traddr=::1")) == errno.EINVAL
             assert await outcome(Address.parse(f"{address}?host-iface=no-such")) == errno.ENODEV
+            assert await outcome(Address.parse("tcp://[fe80::1%25no-such]")) == errno.ENODEV
 
     asyncio.run(main())
     assert seen == ["127.0.0.77"]

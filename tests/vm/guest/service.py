@@ -103,11 +103,6 @@ def stays(nqn: str, seconds: float) -> bool:
     return False
 
 
-def wait_absent(path: str, timeout: float = 30.0) -> None:
-    """Wait until nothing is at a path."""
-    wait_until(lambda: not os.path.lexists(path), timeout, f"{path} to be removed")
-
-
 def wait_size(nqn: str, nsid: int, size: int, timeout: float = 30.0) -> None:
     """Wait until the host sees a namespace with this size."""
 
