@@ -51,7 +51,9 @@ class Commands:
 
     def __init__(self, path: str = PATH) -> None:
         self._path = path
-        self._environment = {"PATH": path, "LC_ALL": "C"}
+        # mount(8) of util-linux 2.39 and later calls move_mount(2), which does not go through /proc/self/fd; see
+        # mounting.py. Older ones do not know the variable.
+        self._environment = {"PATH": path, "LC_ALL": "C", "LIBMOUNT_FORCE_MOUNT2": "always"}
 
     def available(self, tool: str) -> bool:
         """Whether the tool is installed."""

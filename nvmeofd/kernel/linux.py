@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 
-from nvmeofd.kernel import backing, claims, devices, fabrics, host, paths, tools, uevents, users
+from nvmeofd.kernel import backing, claims, devices, fabrics, host, mounting, paths, tools, uevents, users
 from nvmeofd.kernel.commands import Commands
 from nvmeofd.kernel.controllers import Controllers
 from nvmeofd.kernel.interface import (
@@ -136,24 +136,20 @@ class LinuxKernel:
         )
 
     async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
-        async with self._to_be_mounted(namespace, path, VolumeType.FILESYSTEM) as device:
-            await tools.mount(self._commands, device, path, fstype, options)
+        await self._mount(namespace, path, fstype, options)
 
     async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> None:
         # "ro" makes the mount read-only, not the device: that is set_read_only().
-        options = ("ro", "_netdev") if read_only else ("_netdev",)
-        async with self._to_be_mounted(namespace, path, VolumeType.BLOCK) as device:
-            await tools.bind(self._commands, device, path, options)
+        await self._mount(namespace, path, "", ("ro", "_netdev") if read_only else ("_netdev",))
 
-    @asynccontextmanager
-    async def _to_be_mounted(self, namespace: Namespace, path: str, volume_type: VolumeType) -> AsyncIterator[str]:
-        """The node of the device, which cannot become another device's meanwhile. Raises DeviceChanged as well."""
+    async def _mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
+        what = mounting.What(f"{self._roots.dev}/{namespace.name}", namespace.number, fstype, options)
+        # The node cannot become another device's meanwhile. Raises DeviceChanged as well.
         async with devices.hold(namespace, self._roots.dev):
-            await in_thread(lambda: paths.require(path, volume_type), name=f"look at {path}")
-            yield f"{self._roots.dev}/{namespace.name}"
+            await mounting.mount(self._commands, self._roots.proc, what, path)
 
     async def unmount(self, path: str) -> None:
-        await tools.umount(self._commands, path)
+        await mounting.unmount(self._commands, path)
 
     # ---- staging paths
 

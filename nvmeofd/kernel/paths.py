@@ -15,7 +15,7 @@ from nvmeofd.kernel.interface import HeldElsewhere, PathKind, StagingPathError
 from nvmeofd.kernel.mountspaces import mounted_on
 from nvmeofd.model import VolumeType
 
-_WALK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+WALK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY_MODE = 0o750
 FILE_MODE = 0o600
 
@@ -31,14 +31,14 @@ def _parent(path: str) -> Iterator[tuple[int, str]]:
         OSError
     """
     *components, last = path.strip("/").split("/")
-    fd = os.open("/", _WALK | os.O_DIRECTORY)
+    fd = os.open("/", WALK | os.O_DIRECTORY)
     walked = ""
     try:
         for component in components:
             walked += f"/{component}"
             try:
                 # Without O_DIRECTORY, so that a link can be told from a file.
-                below = os.open(component, _WALK, dir_fd=fd)
+                below = os.open(component, WALK, dir_fd=fd)
             except FileNotFoundError:
                 raise StagingPathError(f"{walked!r} does not exist; only the last component is created") from None
             os.close(fd)
@@ -57,7 +57,7 @@ def inspect(path: str) -> PathKind:
     """What is at ``path``. Raises StagingPathError, OSError."""
     with _parent(path) as (parent, name):
         try:
-            fd = os.open(name, _WALK, dir_fd=parent)
+            fd = os.open(name, WALK, dir_fd=parent)
         except FileNotFoundError:
             return PathKind.ABSENT
         try:
@@ -118,14 +118,58 @@ def remove(path: str, volume_type: VolumeType, proc: str = "/proc") -> None:
             raise OSError(errno.ELOOP, str(error), path) from error
 
 
-def require(path: str, volume_type: VolumeType) -> None:
-    """Right before a mount: what is there must still be something to mount on. Raises StagingPathError, OSError."""
-    kind = inspect(path)
+def open_target(path: str, volume_type: VolumeType) -> int:
+    """What is to be mounted on, as a descriptor (O_PATH): right before a mount, whatever was looked at before.
+
+    Raises:
+        StagingPathError: it is nothing to mount on.
+        OSError
+    """
+    with _parent(path) as (parent, name):
+        try:
+            fd = os.open(name, WALK, dir_fd=parent)
+        except FileNotFoundError:
+            raise StagingPathError(f"{path!r} does not exist") from None
+    status = os.fstat(fd)
     if volume_type is VolumeType.FILESYSTEM:
-        if kind not in (PathKind.EMPTY_DIRECTORY, PathKind.DIRECTORY):
-            raise StagingPathError(f"{path!r} is not a directory")
-    elif kind is not PathKind.EMPTY_FILE:
-        raise StagingPathError(f"{path!r} is not an empty file")
+        good, wanted = stat.S_ISDIR(status.st_mode), "a directory"
+    else:
+        good, wanted = stat.S_ISREG(status.st_mode) and not status.st_size, "an empty file"
+    if not good:
+        os.close(fd)
+        raise StagingPathError(f"{path!r} is not {wanted}")
+    return fd
+
+
+def open_mount_point(path: str) -> int:
+    """The directory in which the last component of ``path`` is mounted on (O_PATH).
+
+    Raises:
+        StagingPathError: a component on the way is missing, a symbolic link, or no directory.
+        OSError: nothing is mounted there (EINVAL, as umount(2) has it).
+    """
+    with _parent(path) as (parent, _):
+        return open_mount_point_in(os.dup(parent), path)
+
+
+def open_mount_point_in(parent: int, path: str) -> int:
+    """``parent``, if the last component of ``path`` is mounted on there. It is closed otherwise. Raises OSError."""
+    try:
+        below = os.open(os.path.basename(path), WALK, dir_fd=parent)
+        try:
+            if _mount_id(below) == _mount_id(parent):
+                raise OSError(errno.EINVAL, "not mounted")
+        finally:
+            os.close(below)
+    except BaseException:
+        os.close(parent)
+        raise
+    return parent
+
+
+def _mount_id(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        return int(dict(line.split(":", 1) for line in file)["mnt_id"])
 
 
 def _has_entries(fd: int) -> bool:

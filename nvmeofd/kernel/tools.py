@@ -98,26 +98,56 @@ def content_of(tags: dict[str, str]) -> Content:
     return Content(fstype, uuid, ", ".join(other))
 
 
-async def mount(commands: Commands, device: str, path: str, fstype: str, options: Sequence[str]) -> None:
-    """Mount a filesystem on ``path``. Raises CommandError.
+async def mount(commands: Commands, device: str, target: int, path: str, fstype: str, options: Sequence[str]) -> None:
+    """Mount a filesystem, or bind ``device`` when there is no type, on a descriptor (O_PATH). Raises CommandError.
 
-    Neither fstab nor links nor helpers of the type (mount.TYPE) have a say in it.
+    Nothing is recorded, see :func:`record_mount`, and a bind is writable whatever the options say: that takes a second
+    step, :func:`remount_read_only`. Neither fstab nor links nor helpers of the type (mount.TYPE) have a say in it.
     """
-    await commands.run(*_MOUNT, "-t", fstype, *_joined(options), "--", device, path)
+    argv = (*_MOUNT, "--no-mtab", *_how(fstype, [one for one in options if fstype or one != "ro"]))
+    place = f"/proc/self/fd/{target}"
+    await _run_at(commands, path, place, *argv, "--", device, place, pass_fds=(target,))
 
 
-async def bind(commands: Commands, source: str, path: str, options: Sequence[str]) -> None:
-    """Bind ``source`` onto ``path``. Raises CommandError."""
-    await commands.run(*_MOUNT, *_joined(("bind", *options)), "--", source, path)
+async def remount_read_only(commands: Commands, place: str, path: str, *, pass_fds: Sequence[int]) -> None:
+    """Make the mount at ``place`` read-only, not what is mounted. Raises CommandError, which says ``path``."""
+    argv = (*_MOUNT, "--no-mtab", *_joined(("remount", "bind", "ro")))
+    await _run_at(commands, path, place, *argv, "--", place, pass_fds=pass_fds)
 
 
-async def umount(commands: Commands, path: str) -> None:
-    """Unmount what is topmost at ``path``. Raises CommandError."""
-    await commands.run("umount", "--no-canonicalize", "--", path)
+async def record_mount(commands: Commands, device: str, path: str, fstype: str, options: Sequence[str]) -> None:
+    """Write down what the kernel does not keep but systemd needs: the option _netdev, in /run/mount/utab.
+
+    ``path`` is not looked at. Raises CommandError.
+    """
+    await commands.run(*_MOUNT, "--fake", *_how(fstype, options), "--", device, path)
+
+
+async def umount(commands: Commands, place: str, path: str, *, pass_fds: Sequence[int]) -> None:
+    """Unmount what is topmost at ``place``. Raises CommandError, which says ``path``."""
+    argv = ("umount", "--no-canonicalize", "--no-mtab", "--", place)
+    await _run_at(commands, path, place, *argv, pass_fds=pass_fds)
+
+
+async def record_umount(commands: Commands, path: str) -> None:
+    """Forget what :func:`record_mount` wrote down. Raises CommandError."""
+    await commands.run("umount", "--no-canonicalize", "--fake", "--", path)
+
+
+async def _run_at(commands: Commands, path: str, place: str, *argv: str, pass_fds: Sequence[int]) -> None:
+    """Run a tool on a path that begins at a descriptor; what it has to say is about ``path``."""
+    try:
+        await commands.run(*argv, pass_fds=pass_fds)
+    except CommandError as error:
+        raise CommandError(error.tool, error.status, error.reason.replace(place, path)) from error
 
 
 # Staging paths have no symbolic links, so there is nothing to canonicalize; and doing so stats every component.
 _MOUNT = ("mount", "--internal-only", "--no-canonicalize", "--options-source=disable")
+
+
+def _how(fstype: str, options: Sequence[str]) -> tuple[str, ...]:
+    return ("-t", fstype, *_joined(options)) if fstype else _joined(("bind", *options))
 
 
 def _joined(options: Sequence[str]) -> tuple[str, ...]:

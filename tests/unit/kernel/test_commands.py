@@ -52,7 +52,7 @@ def test_output_and_environment(bin_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     tool(bin_dir, "show", 'env | grep -v "^_=\\|^PWD=\\|SHLVL="; pwd; cat; ps -o pid=,pgid=,sid= -p $$ >&2')
     output = asyncio.run(commands(bin_dir).run("show"))
     lines = output.stdout.decode().splitlines()
-    assert sorted(lines[:-1]) == ["LC_ALL=C", f"PATH={bin_dir}:/usr/bin:/bin"]
+    assert sorted(lines[:-1]) == ["LC_ALL=C", "LIBMOUNT_FORCE_MOUNT2=always", f"PATH={bin_dir}:/usr/bin:/bin"]
     assert lines[-1] == "/"
     assert len(set(output.stderr.split())) == 1, "leads its own process group and session"
 

@@ -65,7 +65,7 @@ def test_create_and_remove(tmp_path: Path, name: str, volume_type: VolumeType) -
         assert (stat.S_ISDIR(status.st_mode), stat.S_IMODE(status.st_mode)) == (True, 0o750)
     else:
         assert (stat.S_ISREG(status.st_mode), stat.S_IMODE(status.st_mode)) == (True, 0o600)
-    paths.require(path, volume_type)
+    os.close(paths.open_target(path, volume_type))
     with pytest.raises(FileExistsError):
         paths.create(path, volume_type)
     paths.remove(path, volume_type)
@@ -81,7 +81,7 @@ def test_a_link_in_the_place_is_neither_followed_nor_removed(tmp_path: Path) -> 
         with pytest.raises(OSError):  # noqa: PT011
             paths.remove(f"{tmp_path}/link", volume_type)
         with pytest.raises(StagingPathError):
-            paths.require(f"{tmp_path}/link", volume_type)
+            paths.open_target(f"{tmp_path}/link", volume_type)
     assert os.listdir(tmp_path) == ["link"]
 
 

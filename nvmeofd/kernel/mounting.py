@@ -1,0 +1,136 @@
+"""Mounting on exactly what was looked at, and unmounting exactly there, whatever becomes of the path meanwhile.
+
+Whoever owns a directory above a staging path can rename what is in it, and put a symbolic link in its place, at any
+moment; mount(2) and umount(2) take paths and follow links. So the tools get a path that begins at a descriptor,
+/proc/self/fd/N, and what systemd is to know of the mount (_netdev) is recorded under the staging path afterwards.
+
+What makes it safe is that the kernel neither renames nor removes a directory entry that something is mounted on in
+this mount namespace (may_delete, vfs_rename: EBUSY), though it does rename the directories above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from nvmeofd.kernel import paths, tools
+from nvmeofd.kernel.blockdev import block_number
+from nvmeofd.kernel.commands import Commands
+from nvmeofd.kernel.interface import CommandError, StagingPathError
+from nvmeofd.kernel.threads import in_thread, outlast
+from nvmeofd.log import log, quoted
+from nvmeofd.model import DeviceNumber, VolumeType
+
+# How often a mount at the wrong place is looked for while its owner moves it about.
+_ATTEMPTS = 20
+
+
+class What(NamedTuple):
+    """What is to be mounted. ``fstype`` is "" for a block bind, ``node`` the path of the device."""
+
+    node: str
+    number: DeviceNumber
+    fstype: str
+    options: Sequence[str]
+
+    @property
+    def kind(self) -> VolumeType:
+        return VolumeType.FILESYSTEM if self.fstype else VolumeType.BLOCK
+
+
+async def mount(commands: Commands, proc: str, what: What, path: str) -> None:
+    """Mount at ``path``. A mount that turns out to be elsewhere is undone.
+
+    Raises:
+        CommandError, StagingPathError, OSError
+    """
+    target = await in_thread(lambda: paths.open_target(path, what.kind), name=f"look at {path}", dispose=os.close)
+    try:
+        try:
+            await tools.mount(commands, what.node, target, path, what.fstype, what.options)
+        except asyncio.CancelledError:
+            # The tool may have done its part before it was killed. At the path itself the caller looks for that.
+            await outlast(asyncio.ensure_future(_undo_elsewhere(commands, proc, what, target, path)))
+            raise
+        if await _undo_elsewhere(commands, proc, what, target, path):
+            raise StagingPathError(f"{path!r} was moved while something was mounted there")
+        if not what.fstype and "ro" in what.options:
+            await _make_read_only(commands, path)
+    finally:
+        os.close(target)
+    await tools.record_mount(commands, what.node, path, what.fstype, what.options)
+
+
+async def unmount(commands: Commands, path: str) -> None:
+    """Unmount what is topmost at ``path``. Raises CommandError."""
+    parent = await _open_mount_point(path)
+    try:
+        await tools.umount(commands, f"/proc/self/fd/{parent}/{os.path.basename(path)}", path, pass_fds=(parent,))
+    finally:
+        os.close(parent)
+    await tools.record_umount(commands, path)
+
+
+async def _open_mount_point(path: str) -> int:
+    """The directory that the mount point is in. Raises CommandError as umount(8) would."""
+    try:
+        return await in_thread(lambda: paths.open_mount_point(path), name=f"look at {path}", dispose=os.close)
+    except (StagingPathError, OSError) as error:
+        raise CommandError("umount", 32, f"{quoted(path)}: {error}") from error
+
+
+async def _make_read_only(commands: Commands, path: str) -> None:
+    """Binding and making it read-only are two calls to the kernel, and the second one is for what was mounted."""
+    try:
+        parent = await in_thread(lambda: paths.open_mount_point(path), name=f"look at {path}", dispose=os.close)
+    except OSError as error:
+        raise StagingPathError(f"{path!r} was moved while something was mounted there") from error
+    try:
+        await tools.remount_read_only(
+            commands, f"/proc/self/fd/{parent}/{os.path.basename(path)}", path, pass_fds=(parent,)
+        )
+    finally:
+        os.close(parent)
+
+
+async def _undo_elsewhere(commands: Commands, proc: str, what: What, target: int, path: str) -> bool:
+    """Whether ``target`` is not at ``path`` any more; then what was mounted on it is unmounted again."""
+    if os.readlink(f"{proc}/self/fd/{target}") == path:
+        return False
+    for _ in range(_ATTEMPTS):
+        place = os.readlink(f"{proc}/self/fd/{target}")
+        try:
+            parent = await in_thread(
+                partial(_parent_of, target, place, what.number),
+                name=f"look at {place}",
+                dispose=os.close,
+            )
+        except (StagingPathError, OSError):
+            continue
+        try:
+            entry = f"/proc/self/fd/{parent}/{os.path.basename(place)}"
+            await tools.umount(commands, entry, place, pass_fds=(parent,))
+        except CommandError as error:
+            log.error("what was to be mounted at %s is at %s and stays there: %s", quoted(path), quoted(place), error)
+        finally:
+            os.close(parent)
+        return True
+    log.error("what was to be mounted at %s is somewhere else, if it is mounted at all", quoted(path))
+    return True
+
+
+def _parent_of(target: int, place: str, number: DeviceNumber) -> int:
+    """The directory in which ``target``, found at ``place``, has something mounted on it. Raises as paths does."""
+    if stat.S_ISDIR(os.fstat(target).st_mode):
+        return paths.open_mount_point_in(os.open("..", paths.WALK | os.O_DIRECTORY, dir_fd=target), place)
+    parent = paths.open_mount_point(place)
+    # Nothing leads from a file to its directory: this may be another one, with another mount in it.
+    status = os.stat(os.path.basename(place), dir_fd=parent, follow_symlinks=False)
+    if block_number(status) != number:
+        os.close(parent)
+        raise StagingPathError(f"something else is mounted at {place!r}")
+    return parent
