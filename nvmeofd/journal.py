@@ -29,6 +29,7 @@ class Phase(StrEnum):
     MOUNTING = "mounting"  # the volume is complete but for the mount, which may or may not be there
     STAGED = "staged"
     UNSTAGING = "unstaging"  # the mount may or may not be there
+    FORCING = "forcing"  # the same, and its dead subsystem is being disconnected under it
     UNDOING = "undoing"  # a Stage that failed left its mount behind; its caller knows that it failed
 
 

@@ -89,6 +89,7 @@ class UnstageRequest:
 
     staging_path: str
     keep_connected: bool = False
+    force: bool = False
     timeout: int | None = None
 
 
@@ -154,9 +155,12 @@ def parse_unstage(staging_path: str, options: Mapping[str, Typed]) -> UnstageReq
     request = UnstageRequest(
         staging_path=parse_staging_path(staging_path),
         keep_connected=read.boolean("keep-connected", False),
+        force=read.boolean("force", False),
         timeout=_timeout(read),
     )
     read.finish()
+    if request.force and request.keep_connected:
+        raise InvalidArgument("option force: disconnects, so keep-connected cannot be asked for as well")
     return request
 
 

@@ -71,6 +71,7 @@ class Job:
         self.result: asyncio.Future[Any] = loop.create_future()
         # nobody may be left to ask for it (the client went away)
         self.result.add_done_callback(_retrieve)
+        self.forced: asyncio.Future[None] = loop.create_future()  # see force()
         self._work = work
         self._task: asyncio.Task[Any] | None = None
         self._stop_reason: NvmeofdError | None = None
@@ -134,6 +135,18 @@ class Job:
     def cancel(self) -> None:
         """Ask the job to stop. It is undone, and its caller gets Cancelled. No effect once it is stopping or done."""
         self._stop(Cancelled(f"cancelled in step {self.step}"))
+
+    def force(self) -> None:
+        """Let the work do what it does only when it is forced. For work that is under way, too."""
+        if not self.forced.done():
+            self.forced.set_result(None)
+
+    def take_force(self) -> bool:
+        """Whether the job was forced since this was last asked."""
+        if not self.forced.done():
+            return False
+        self.forced = asyncio.get_running_loop().create_future()
+        return True
 
     # ---- for the queue
 

@@ -17,6 +17,7 @@ from nvmeofd.model import HostIdentity, OperationKind, Subsystem, User, UserKind
 from nvmeofd.operations.core import Core
 from nvmeofd.operations.disconnect import disconnect
 from nvmeofd.operations.filesystem import undo_format
+from nvmeofd.operations.force import force_running
 from nvmeofd.operations.guard import all_users
 from nvmeofd.operations.ownership import Ownership
 from nvmeofd.operations.recovery import recover
@@ -134,6 +135,9 @@ class Engine:
         self._refuse_when_closing()
         path = request.staging_path
         before, record = self._last_job(path), self._core.journal.volumes.get(path)
+        if request.force:
+            for running in self._jobs_at(path):
+                force_running(running)
         if before is not None and not before.result.done() and _same_request(before.request, request):
             done: bool = await asyncio.shield(before.result)
             return done
@@ -270,8 +274,10 @@ class Engine:
 
     def _last_job(self, path: str) -> Job | None:
         """The last job admitted for a staging path that has not ended: it reserves the path."""
-        jobs = [job for job in self._core.workers.jobs.values() if job.staging_path == path]
-        return max(jobs, key=lambda job: job.number, default=None)
+        return max(self._jobs_at(path), key=lambda job: job.number, default=None)
+
+    def _jobs_at(self, path: str) -> list[Job]:
+        return [job for job in self._core.workers.jobs.values() if job.staging_path == path]
 
     def _undo_format(self, record: FormatRecord) -> None:
         job = Job(

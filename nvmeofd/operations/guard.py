@@ -46,29 +46,29 @@ async def disconnect_unused(
     """
     for _ in range(ROUNDS):
         job.enter(Step.VERIFYING)
-        subsystem = _look(core, nqn)
-        if subsystem is None or not choose(subsystem):
+        subsystem = look(core, nqn)
+        if subsystem is None or not _chosen(choose, subsystem):
             return ()
-        _stop_if_used(visible_users(core, subsystem.namespaces))
-        deletion: _Deletion | None = None
+        stop_if_used(visible_users(core, subsystem.namespaces))
+        deletion: Deletion | None = None
         try:
             async with core.kernel.claim(subsystem.namespaces):
-                scan = await _scan(core, subsystem)
-                _stop_if_used(_openers(subsystem, scan, transient=False))
+                scan = await scan_processes(core, subsystem)
+                stop_if_used(openers(subsystem, scan, transient=False))
                 # From here to the deletion nothing is awaited: what is decided on is what is there.
-                again = _look(core, nqn)
-                if again is not None and not scan.open_files and _same_namespaces(subsystem, again):
-                    _stop_if_used(visible_users(core, again.namespaces))
-                    deletion = _Deletion(core, job, nqn, tuple(choose(again)))
+                again = look(core, nqn)
+                if again is not None and not scan.open_files and same_namespaces(subsystem, again):
+                    stop_if_used(visible_users(core, again.namespaces))
+                    deletion = Deletion(core, job, nqn, tuple(choose(again)))
                     await deletion.run()
         except ClaimBusy as busy:
-            _stop_if_used(visible_users(core, subsystem.namespaces))
-            raise StillUsed([await _explain_claim(core, subsystem, busy.device)]) from None
+            stop_if_used(visible_users(core, subsystem.namespaces))
+            raise StillUsed([await explain_claim(core, subsystem, busy.device)]) from None
         except DeviceChanged as change:
             log.info("%s: looking again: %s", job, change)
         except OSError as error:
             if deletion is None:
-                raise StillUsed([_unreadable(nqn, error)]) from error
+                raise StillUsed([unreadable(nqn, error)]) from error
             log.warning("%s: cannot give back the claim: %s", job, error)
         if deletion is not None:
             return deletion.outcome()
@@ -76,17 +76,17 @@ async def disconnect_unused(
             # a udev worker probes a device, or a namespace just came: both end by themselves
             await core.kernel.settle()
         except CommandError as error:
-            raise StillUsed([_unreadable(nqn, error)]) from error
-    subsystem = _look(core, nqn)
+            raise StillUsed([unreadable(nqn, error)]) from error
+    subsystem = look(core, nqn)
     if subsystem is not None:
         try:
-            _stop_if_used(_openers(subsystem, await _scan(core, subsystem), transient=True))
+            stop_if_used(openers(subsystem, await scan_processes(core, subsystem), transient=True))
         except OSError as error:
-            raise StillUsed([_unreadable(nqn, error)]) from error
+            raise StillUsed([unreadable(nqn, error)]) from error
     raise DisconnectFailed(f"the namespaces of {nqn} keep changing, try again later")
 
 
-class _Deletion:
+class Deletion:
     """Deleting controllers: once begun, it is seen to its end, and what it reports is what sysfs shows."""
 
     def __init__(self, core: Core, job: Job, nqn: str, chosen: tuple[Controller, ...]) -> None:
@@ -160,7 +160,7 @@ def visible_users(core: Core, namespaces: Iterable[Namespace]) -> tuple[User, ..
                     if swap.number == device.number
                 ]
     except OSError as error:
-        users.append(_unreadable("the mount table, holders or swap", error))
+        users.append(unreadable("the mount table, holders or swap", error))
     return tuple(users)
 
 
@@ -172,12 +172,12 @@ async def all_users(core: Core, subsystem: Subsystem, *, claim: bool, settle: bo
     """
     users = list(visible_users(core, subsystem.namespaces))
     try:
-        scan = await _scan(core, subsystem)
+        scan = await scan_processes(core, subsystem)
         if settle and any(found.transient for found in scan.open_files):
             with suppress(CommandError):
                 await core.kernel.settle()
-                scan = await _scan(core, subsystem)
-        users += _openers(subsystem, scan, transient=True)
+                scan = await scan_processes(core, subsystem)
+        users += openers(subsystem, scan, transient=True)
         if claim:
             explained = {user.device for user in users if user.kind is not UserKind.OPEN}
             for namespace in subsystem.namespaces:
@@ -188,23 +188,30 @@ async def all_users(core: Core, subsystem: Subsystem, *, claim: bool, settle: bo
                     except ClaimBusy as busy:
                         users.append(_claimed(subsystem, busy.device, scan))
     except (OSError, DeviceChanged) as error:
-        users.append(_unreadable(subsystem.nqn, error))
+        users.append(unreadable(subsystem.nqn, error))
     return tuple(users)
 
 
-def _look(core: Core, nqn: str) -> Subsystem | None:
+def look(core: Core, nqn: str) -> Subsystem | None:
     try:
         return core.kernel.subsystem(nqn)
     except OSError as error:
-        raise StillUsed([_unreadable(nqn, error)]) from error
+        raise StillUsed([unreadable(nqn, error)]) from error
 
 
-def _stop_if_used(users: Sequence[User]) -> None:
+def _chosen(choose: Callable[[Subsystem], Sequence[Controller]], subsystem: Subsystem) -> Sequence[Controller]:
+    try:
+        return choose(subsystem)
+    except OSError as error:
+        raise StillUsed([unreadable(subsystem.nqn, error)]) from error
+
+
+def stop_if_used(users: Sequence[User]) -> None:
     if users:
         raise StillUsed(users)
 
 
-def _same_namespaces(before: Subsystem, now: Subsystem) -> bool:
+def same_namespaces(before: Subsystem, now: Subsystem) -> bool:
     if len(before.namespaces) != len(now.namespaces):
         return False
     return all(
@@ -213,7 +220,7 @@ def _same_namespaces(before: Subsystem, now: Subsystem) -> bool:
     )
 
 
-async def _scan(core: Core, subsystem: Subsystem) -> ProcessScan:
+async def scan_processes(core: Core, subsystem: Subsystem) -> ProcessScan:
     return await core.kernel.scan_processes(_numbers(subsystem), _nodes(subsystem))
 
 
@@ -232,7 +239,7 @@ def _numbers(subsystem: Subsystem) -> dict[DeviceNumber, str]:
     return numbers
 
 
-def _openers(subsystem: Subsystem, scan: ProcessScan, *, transient: bool) -> list[User]:
+def openers(subsystem: Subsystem, scan: ProcessScan, *, transient: bool) -> list[User]:
     """Users found among the processes. With ``transient`` false, those that end by themselves are left out."""
     names = _numbers(subsystem)
     users = [
@@ -252,9 +259,9 @@ def _openers(subsystem: Subsystem, scan: ProcessScan, *, transient: bool) -> lis
     return users
 
 
-async def _explain_claim(core: Core, subsystem: Subsystem, device: str) -> User:
+async def explain_claim(core: Core, subsystem: Subsystem, device: str) -> User:
     try:
-        return _claimed(subsystem, device, await _scan(core, subsystem))
+        return _claimed(subsystem, device, await scan_processes(core, subsystem))
     except OSError:
         return User(UserKind.CLAIM, device, "in exclusive use")
 
@@ -275,5 +282,5 @@ def _is_on(number: DeviceNumber, source: str, namespace: Namespace) -> bool:
     return any(number == device.number or source == f"/dev/{device.name}" for device in namespace.devices)
 
 
-def _unreadable(what: str, error: Exception) -> User:
+def unreadable(what: str, error: Exception) -> User:
     return User(UserKind.CLAIM, what, f"cannot tell, so it counts as in use: {error}")

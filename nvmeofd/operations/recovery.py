@@ -39,7 +39,7 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
         return False
     mounted = own_mount(core, volume) is not None
     if record.phase is not Phase.STAGED:
-        if not mounted or record.phase is Phase.UNDOING:
+        if not mounted or record.phase in (Phase.UNDOING, Phase.FORCING):
             return False
         # the mount was made just before the stop, or not removed before it: either way it is there now
         mount = own_mount(core, volume)

@@ -7,11 +7,12 @@ import errno
 from logging import DEBUG, INFO
 from typing import TYPE_CHECKING
 
-from nvmeofd.errors import DisconnectFailed, NotStaged, UnmountFailed
+from nvmeofd.errors import DisconnectFailed, NotStaged, NvmeofdError, UnmountFailed
 from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.kernel.interface import CommandError, DeviceChanged, HeldElsewhere
 from nvmeofd.log import log
 from nvmeofd.model import Step, VolumeType
+from nvmeofd.operations.force import disconnect_if_dead, stage_again, umount
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
 from nvmeofd.operations.volumes import Volume, find_mount, find_namespace, stale_mounts
 
@@ -36,8 +37,11 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     Raises:
         NotStaged: something else is mounted at the path.
         UnmountFailed: everything is as it was.
+        InUse, Shared, DisconnectFailed: it was to be forced, and could not be.
     """
     path = request.staging_path
+    if request.force:
+        job.force()
     core.cache.refresh()
     volume = core.volumes.get(path)
     if volume is None:
@@ -59,7 +63,7 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
             top = core.cache.mounts_at(path)[-1]
             if own is not top:
                 raise UnmountFailed(f"{path}: another mount ({top.source}) covers the volume; unmount that first")
-            await _unmount(core, job, volume)
+            await (_force if job.take_force() else _unmount)(core, job, volume)
     except BaseException:
         core.journal.set_phase(path, Phase.STAGED)
         core.ownership.set_keep(volume.nqn, kept)
@@ -189,6 +193,8 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
             core.journal.set_phase(path, Phase.STAGED)
         return
     if record.volume is not None:
+        if record.phase is Phase.FORCING and not await _finish_forcing(core, job, record.volume):
+            return
         job.enter(Step.UNMOUNTING, path)
         await unmount_own(core, record.volume)
         if record.volume.read_only:
@@ -197,6 +203,20 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
         return
     core.journal.drop_volume(path)
     log.info("%s: cleared what was half done in phase %s", job, record.phase)
+
+
+async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
+    """Go on with what a crash cut short. Returns False when the volume stays staged after all."""
+    try:
+        if await disconnect_if_dead(core, job, volume):
+            return True
+    except NvmeofdError as error:
+        log.warning("%s: not forced any more: %s", job, error)
+    core.cache.refresh()
+    if find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume) is None:
+        return True
+    stage_again(core, volume)
+    return False
 
 
 async def unmount_own(core: Core, volume: Volume) -> None:
@@ -216,16 +236,28 @@ async def unmount_own(core: Core, volume: Volume) -> None:
     core.cache.refresh()
 
 
+async def _force(core: Core, job: Job, volume: Volume) -> None:
+    """Unmount, and disconnect before if the filesystem is dead."""
+    if volume.type is VolumeType.FILESYSTEM and await disconnect_if_dead(core, job, volume):
+        with job.protected():
+            await _unmount(core, job, volume)
+    else:
+        await _unmount(core, job, volume)
+
+
 async def _unmount(core: Core, job: Job, volume: Volume) -> None:
     path = volume.staging_path
     job.enter(Step.UNMOUNTING, path)
-    core.journal.set_phase(path, Phase.UNSTAGING)
+    if core.journal.volumes[path].phase is not Phase.FORCING:
+        core.journal.set_phase(path, Phase.UNSTAGING)
     try:
-        await core.kernel.unmount(path)
+        await umount(core, job, volume)
     except CommandError as error:
         core.cache.refresh()
         if own_mount(core, volume) is not None:
-            raise UnmountFailed(f"{path}: {error}") from error
+            forced = core.journal.volumes[path].phase is Phase.FORCING
+            hint = "; its subsystem is disconnected: end who works in it and unstage it again" if forced else ""
+            raise UnmountFailed(f"{path}: {error}{hint}") from error
         log.warning("%s: umount said %s, but the mount is gone", job, error)
     except asyncio.CancelledError:
         # umount(8) was killed, but the kernel may have finished its part: then the rest is done too

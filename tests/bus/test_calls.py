@@ -122,7 +122,7 @@ async def test_options_of_wrong_type_are_named(bus: PrivateBus) -> None:
         ("Stage", STAGE, (NQN, "nsid.1", [], "/srv/one", {}), "addresses"),
         ("Stage", STAGE, (NQN, "nsid.1", ["x"], "/srv/one", {}), "address"),
         ("Stage", STAGE, (NQN, "nsid.1", ["tcp://127.0.0.1"], "srv", {}), "staging path"),
-        ("Unstage", "sa{sv}", ("/srv/one", {"force": variant("b", True)}), "force"),
+        ("Unstage", "sa{sv}", ("/srv/one", {"lazy": variant("b", True)}), "lazy"),
         ("Unstage", "sa{sv}", ("/srv/one", {"timeout": variant("i", 1)}), "timeout"),
         ("Disconnect", "sa{sv}", (NQN, {"keep-connected": variant("b", True)}), "keep-connected"),
         ("Disconnect", "sa{sv}", ("x y", {}), "nqn"),

@@ -116,6 +116,12 @@ def test_all_options_of_stage() -> None:
 def test_options_of_unstage_and_disconnect() -> None:
     request = parse_unstage("/srv/a", {"timeout": Typed("u", 5), "keep-connected": Typed("b", True)})
     assert request == UnstageRequest(staging_path="/srv/a", keep_connected=True, timeout=5)
+    force = {"force": Typed("b", True)}
+    assert parse_unstage("/srv/a", force) == UnstageRequest(staging_path="/srv/a", force=True)
+    with pytest.raises(InvalidArgument, match="option force: .*keep-connected"):
+        parse_unstage("/srv/a", {**force, "keep-connected": Typed("b", True)})
+    with pytest.raises(InvalidArgument, match="option force: expected a boolean"):
+        parse_unstage("/srv/a", {"force": Typed("s", "yes")})
     assert parse_disconnect(NQN, {"timeout": Typed("u", 5)}).timeout == 5
     with pytest.raises(InvalidArgument, match="option 'format' is unknown"):
         parse_unstage("/srv/a", {"format": Typed("s", "never")})

@@ -225,8 +225,10 @@ class TestArguments:
     def test_unstage_and_disconnect(self, daemon: Daemon) -> None:
         with refused("InvalidArgument", "relative"):
             daemon.unstage("relative")
-        with refused("InvalidArgument", "force"):
-            daemon.unstage("/srv/v", force=True)
+        with refused("InvalidArgument", "lazy"):
+            daemon.unstage("/srv/v", lazy=True)
+        with refused("InvalidArgument", "force", "keep-connected"):
+            daemon.unstage("/srv/v", force=True, keep_connected=True)
         with refused("InvalidArgument", "nqn"):
             daemon.disconnect("nobody")
         assert daemon.disconnect(f"{NQN}-unknown") == []
