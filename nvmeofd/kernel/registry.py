@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import shutil
-import tempfile
 
 OWNER = "nvmeofd"
 
@@ -36,20 +35,23 @@ class Registry:
         """Make an entry for a controller that was just connected.
 
         An entry that is there belongs to an earlier controller of this name and is replaced. The new one is built
-        aside and renamed: nobody sees it without its seqnum and removes it for that.
+        aside and renamed: nobody sees it without its seqnum and removes it for that. Aside means always the same
+        place, so that what a crash left there is found again.
 
         Raises:
             OSError
         """
         path = self._path(controller)
         os.makedirs(self._root, mode=0o755, exist_ok=True)
-        new = tempfile.mkdtemp(prefix=f".{controller}.tmp.", dir=self._root)
+        self._clear(controller)
+        new = self._aside(controller)
+        os.mkdir(new)
         try:
             os.chmod(new, 0o755)  # noqa: S103 - who owns what is for everybody to read
             with contextlib.suppress(OSError):  # without it, the rule looks at /dev/nvme0 alone
                 _write(f"{new}/seqnum", _read(self._seqnum))
             _write(f"{new}/owner", OWNER)
-            self._discard(path)
+            self._discard(controller)
             os.rename(new, path)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
@@ -57,22 +59,34 @@ class Registry:
 
     def release(self, controller: str) -> None:
         """Remove the entry if it is this daemon's. Raises OSError."""
+        self._clear(controller)
         if self.owner(controller) == OWNER:
-            self._discard(self._path(controller))
+            self._discard(controller)
 
-    def _discard(self, path: str) -> None:
+    def _discard(self, controller: str) -> None:
         """Remove an entry, for others in one step."""
-        trash = tempfile.mkdtemp(prefix=".trash.", dir=self._root)
+        trash = self._trash(controller)
         try:
-            # Onto the empty directory.
-            os.rename(path, trash)
+            os.rename(self._path(controller), trash)
         except FileNotFoundError:
-            os.rmdir(trash)
             return
-        except BaseException:
-            os.rmdir(trash)
-            raise
         shutil.rmtree(trash)
+
+    def _clear(self, controller: str) -> None:
+        """Remove what an earlier life of the daemon left beside the entry when it was killed."""
+        for left in (self._aside(controller), self._trash(controller)):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(left)
+
+    def _aside(self, controller: str) -> str:
+        return self._beside(controller, "tmp")
+
+    def _trash(self, controller: str) -> str:
+        return self._beside(controller, "trash")
+
+    def _beside(self, controller: str, what: str) -> str:
+        directory, name = os.path.split(self._path(controller))
+        return f"{directory}/.{name}.{what}.{OWNER}"
 
     def _path(self, controller: str) -> str:
         if not _CONTROLLER.fullmatch(controller):

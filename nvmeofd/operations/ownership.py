@@ -74,10 +74,20 @@ class Ownership:
         record = self._record(controller.nqn)
         owned = OwnedController(controller.name, controller.instance)
         self._journal.put_subsystem(replace(record, intent=None, controllers=(*record.controllers, owned)))
+        self._claim_registry(controller.name)
+
+    def reclaim(self, subsystem: Subsystem | None) -> None:
+        """Put the name of this daemon on its controllers that have none: a crash can come before that is done."""
+        for controller in subsystem.controllers if subsystem else ():
+            if self.owns(controller):
+                self._claim_registry(controller.name, unless_owned=True)
+
+    def _claim_registry(self, name: str, *, unless_owned: bool = False) -> None:
         try:
-            self._kernel.registry_claim(controller.name)
+            if not unless_owned or self._kernel.registry_owner(name) is None:
+                self._kernel.registry_claim(name)
         except OSError as error:
-            log.warning("cannot write the owner of %s to the registry: %s", controller.name, error)
+            log.warning("cannot write the owner of %s to the registry: %s", name, error)
 
     def prune(self, nqn: str, subsystem: Subsystem | None) -> None:
         """Forget controllers that are gone. ``subsystem`` is what sysfs shows now."""

@@ -29,6 +29,7 @@ def recover(core: Core) -> tuple[VolumeRecord, ...]:
         subsystem = core.kernel.subsystem(nqn)
         core.ownership.adopt(nqn, subsystem)
         core.ownership.prune(nqn, subsystem)
+        core.ownership.reclaim(subsystem)
     return tuple(record for record in list(core.journal.volumes.values()) if not _take_over(core, record))
 
 
