@@ -32,10 +32,12 @@ class MountCache:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._by_line: dict[bytes, Mount] = {}
+        # Below these, by id(), as two mounts can have one mount id: a table that changes while it is read shows one
+        # that goes and another that comes and gets its number.
         self._by_path: dict[str, dict[int, Mount]] = {}
         self._by_number: dict[DeviceNumber, dict[int, Mount]] = {}
         self._by_node: dict[str, dict[int, Mount]] = {}
-        self._sources: dict[int, DeviceNumber] = {}  # mount id of a btrfs → device of its source
+        self._sources: dict[int, DeviceNumber] = {}  # of each btrfs, the device of its source
         self._stale = True
         self.rebuilds = 0
         self.version = 0  # goes up with every change that a refresh found, whoever asked for it
@@ -121,17 +123,17 @@ class MountCache:
         yield from self.block_mounts_of(namespace)
 
     def _add(self, mount: Mount) -> None:
-        self._by_path.setdefault(mount.mount_point, {})[mount.mount_id] = mount
+        self._by_path.setdefault(mount.mount_point, {})[id(mount)] = mount
         node = _bound_node(mount)
         if node:
-            self._by_node.setdefault(node, {})[mount.mount_id] = mount
+            self._by_node.setdefault(node, {})[id(mount)] = mount
             return
         number = mount.number
         if mount.fstype == "btrfs" and number.major == 0:
             source = self._kernel.device_number(mount.source)
             if source is not None:
-                number = self._sources[mount.mount_id] = source
-        self._by_number.setdefault(number, {})[mount.mount_id] = mount
+                number = self._sources[id(mount)] = source
+        self._by_number.setdefault(number, {})[id(mount)] = mount
 
     def _remove(self, mount: Mount) -> None:
         _discard(self._by_path, mount.mount_point, mount)
@@ -139,7 +141,7 @@ class MountCache:
         if node:
             _discard(self._by_node, node, mount)
             return
-        _discard(self._by_number, self._sources.pop(mount.mount_id, mount.number), mount)
+        _discard(self._by_number, self._sources.pop(id(mount), mount.number), mount)
 
 
 def _bound_node(mount: Mount) -> str:
@@ -151,18 +153,24 @@ def _bound_node(mount: Mount) -> str:
 
 def _discard(index: dict[K, dict[int, Mount]], key: K, mount: Mount) -> None:
     mounts = index[key]
-    del mounts[mount.mount_id]
+    del mounts[id(mount)]
     if not mounts:
         del index[key]
 
 
 def _stacked(mounts: dict[int, Mount]) -> tuple[Mount, ...]:
     """In the order of stacking: a mount on top of another one at the same path has it as its parent."""
-    left = dict(mounts)
+    known = {mount.mount_id for mount in mounts.values()}
+    above: dict[int, list[Mount]] = {}
+    level = []
+    for mount in mounts.values():
+        if mount.parent_id in known:
+            above.setdefault(mount.parent_id, []).append(mount)
+        else:
+            level.append(mount)
     ordered: list[Mount] = []
-    while left:
-        bottom = [mount for mount in left.values() if mount.parent_id not in left] or list(left.values())
-        ordered += bottom
-        for mount in bottom:
-            del left[mount.mount_id]
-    return tuple(ordered)
+    while level:
+        ordered += level
+        level = [upper for mount in level for upper in above.pop(mount.mount_id, ())]
+    # In a circle, which the kernel does not have, but a mount must not be lost.
+    return (*ordered, *(mount for circle in above.values() for mount in circle))

@@ -183,12 +183,14 @@ class Address:
     def __str__(self) -> str:
         if self.transport is Transport.LOOP:
             return "loop://"
-        if self.transport is Transport.FC:
-            return f"fc://{self.host}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
         given = (("host-traddr", self.host_traddr), ("host-iface", self.host_iface))
-        query = "&".join(f"{key}={value}" for key, value in given if value)
-        return f"{self.transport}://{host}:{self.port}" + (f"?{query}" if query else "")
+        # The one character of these that means something else there: before the interface of a link-local address.
+        query = "&".join(f"{key}={value.replace('%', '%25')}" for key, value in given if value)
+        source = f"?{query}" if query else ""
+        if self.transport is Transport.FC:
+            return f"fc://{self.host}{source}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.transport}://{host}:{self.port}{source}"
 
 
 def _address_parts(text: str) -> dict[str, Any]:
@@ -246,7 +248,9 @@ def _split_host_port(place: str) -> tuple[str, int]:
             raise ValueError("expected [IPv6 address]:PORT")
         colon, port_text = tail[:1], tail[1:]
         try:
-            host = str(ipaddress.IPv6Address(text))
+            if ":" not in text:
+                raise ValueError
+            host = normal_ip(text)
         except ValueError:
             raise ValueError(f"{text!r} is not an IPv6 address") from None
     else:
@@ -272,7 +276,11 @@ def normal_ip(text: str) -> str:
 
     An IPv4-mapped IPv6 address stays IPv6: to the kernel it is another address. Raises ValueError.
     """
-    return str(ipaddress.ip_address(text))
+    address = ipaddress.ip_address(text)
+    # The library takes anything for the interface after the percent sign, commas and line ends included.
+    if isinstance(address, ipaddress.IPv6Address) and not _INTERFACE.fullmatch(address.scope_id or "lo"):
+        raise ValueError(f"{text!r} names no network interface")
+    return str(address)
 
 
 @dataclass(frozen=True, slots=True)

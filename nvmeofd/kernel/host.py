@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from nvmeofd.errors import InvalidArgument
@@ -34,10 +35,14 @@ def swaps(proc: str, sys: str) -> tuple[Swap, ...]:
             lines = file.read().split(b"\n")[1:]
     except FileNotFoundError:  # a kernel without swap
         return ()
-    return tuple(_swap(line, sys) for line in lines if line)
+    try:
+        return tuple(_swap(line, sys) for line in lines if line)
+    except ValueError as error:
+        raise OSError(errno.EBADMSG, f"/proc/swaps makes no sense: {error}") from error
 
 
 def _swap(line: bytes, sys: str) -> Swap:
+    """Raises OSError, ValueError."""
     # Name, type, size, used, priority; the name is escaped (swap_show, mm/swapfile.c).
     name, kind = line.split(maxsplit=2)[:2]
     path = unescape(name)

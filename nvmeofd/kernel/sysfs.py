@@ -11,6 +11,9 @@ from nvmeofd.model import BlockDevice, Controller, DeviceNumber, Namespace, Subs
 
 SECTOR = 512  # bytes; the unit of "size" in sysfs whatever the device's block size (include/linux/blk_types.h)
 
+# Sectors are what the target says, and 64 bits of them are more bytes than a number on the bus can be.
+_LARGEST = (1 << 64) - 1
+
 _SUBSYSTEM = re.compile(r"nvme-subsys\d+")
 _CONTROLLER = re.compile(r"nvme\d+")
 # nvme0n1: a namespace, with native multipath the head of its paths; nvme0c1n1: one path of it, hidden.
@@ -106,9 +109,9 @@ class Sysfs:
             if directory.need("hidden") == "1":
                 return None
             number = directory.device_number()
-            size = directory.parsed("size", int) * SECTOR
-            diskseq = directory.parsed("diskseq", int)
-            nsid = directory.parsed("nsid", int)
+            size = min(directory.parsed("size", _count) * SECTOR, _LARGEST)
+            diskseq = directory.parsed("diskseq", _count)
+            nsid = directory.parsed("nsid", _count)
             uuid, nguid, eui64 = (hex_digits(directory.read(name) or "") for name in ("uuid", "nguid", "eui"))
             partitions = self._partitions(directory)
             # Last: it is the first of these attributes to be removed (nvme_ns_attrs, drivers/nvme/host/sysfs.c), so
@@ -219,6 +222,13 @@ def hex_digits(text: str) -> str:
     """
     digits = re.sub(r"[\s-]", "", text).lower()
     return digits if digits.strip("0") else ""
+
+
+def _count(text: str) -> int:
+    """Raises ValueError."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{text[:64]!r} is not a number")
+    return int(text)
 
 
 def _merged(one: Subsystem, other: Subsystem) -> Subsystem:

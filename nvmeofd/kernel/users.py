@@ -51,6 +51,8 @@ class _Scan:
             except OSError as error:
                 if not self._vanished(pid, error):
                     self._unreadable.append(pid)
+            except ValueError:  # a mount table that makes no sense
+                self._unreadable.append(pid)
         return ProcessScan(tuple(self._open.values()), tuple(self._mounts), tuple(self._unreadable))
 
     def _vanished(self, pid: int, error: OSError) -> bool:
