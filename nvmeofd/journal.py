@@ -147,19 +147,24 @@ class Journal:
                 data = json.loads(content)
                 if data["version"] != VERSION:
                     raise ValueError(f"version {data['version']}")
-                self._take(data["kind"], data["record"])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if data["digest"] != _digest(data["kind"], data["record"]):
+                    raise ValueError("the record is not what was written")
+                self._take(name, data["kind"], data["record"])
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 log.error("journal file %s makes no sense and is ignored: %r", name, error)
 
-    def _take(self, kind: str, data: dict[str, Any]) -> None:
+    def _take(self, name: str, kind: str, data: dict[str, Any]) -> None:
         if kind == "volume":
             volume_record = _volume_record(data)
+            _require_name(name, kind, volume_record.staging_path)
             self.volumes[volume_record.staging_path] = volume_record
         elif kind == "subsystem":
             subsystem_record = _subsystem_record(data)
+            _require_name(name, kind, subsystem_record.nqn)
             self.subsystems[subsystem_record.nqn] = subsystem_record
         elif kind == "format":
             format_record = FormatRecord(**data)
+            _require_name(name, kind, format_record.wwid)
             self.formats[format_record.wwid] = format_record
         else:
             raise ValueError(f"kind {kind!r}")
@@ -198,13 +203,25 @@ class Journal:
         self.formats.pop(wwid, None)
 
     def _write(self, kind: str, key: str, record: VolumeRecord | SubsystemRecord | FormatRecord) -> None:
-        data = {"version": VERSION, "kind": kind, "record": asdict(record)}
+        fields = asdict(record)
+        data = {"version": VERSION, "kind": kind, "record": fields, "digest": _digest(kind, fields)}
         self._store.write(_file_name(kind, key), json.dumps(data, indent=1).encode())
 
 
 def _file_name(kind: str, key: str) -> str:
     # a digest, because staging paths and NQNs are longer than a file name may be
     return f"{kind}-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
+
+
+def _require_name(name: str, kind: str, key: str) -> None:
+    """Raises ValueError. A record in another file than its own would come back after it was dropped."""
+    if name != _file_name(kind, key):
+        raise ValueError("the file has the name of another record")
+
+
+def _digest(kind: str, fields: Any) -> str:
+    """What tells a record that was damaged from one that was written: acting upon it could unmount what is in use."""
+    return hashlib.sha256(json.dumps([kind, fields], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _address(data: dict[str, Any]) -> Address:
