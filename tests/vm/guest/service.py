@@ -94,6 +94,17 @@ def wait_gone(nqn: str, timeout: float = 30.0) -> None:
     wait_until(lambda: facts.subsystem(nqn) is None, timeout, f"{nqn} to be disconnected")
 
 
+def wait_path(nqn: str, address: str, timeout: float = 60.0) -> None:
+    """Wait until somebody has connected this address of a subsystem."""
+
+    def look() -> bool:
+        found = facts.subsystem(nqn)
+        controllers = found["controllers"] if found is not None else []
+        return any(one["state"] == "live" and f"traddr={address}," in one["address"] for one in controllers)
+
+    wait_until(look, timeout, f"{nqn} to be connected through {address}")
+
+
 def stays(nqn: str, seconds: float) -> bool:
     """Watch a subsystem for this long. Returns whether it was connected all the time."""
     try:
@@ -101,6 +112,11 @@ def stays(nqn: str, seconds: float) -> bool:
     except TimeoutError:
         return True
     return False
+
+
+def wait_removed(path: str, timeout: float = 30.0) -> None:
+    """Wait until nothing is at a path."""
+    wait_until(lambda: not os.path.lexists(path), timeout, f"{path} to be removed")
 
 
 def wait_size(nqn: str, nsid: int, size: int, timeout: float = 30.0) -> None:

@@ -71,7 +71,7 @@ def _build(image: Image) -> None:
         apt = temporary / "apt.conf"
         apt.write_text(recipe.host_apt_options())
         argv = [tool("mmdebstrap"), "--variant=minbase", "--architectures=amd64", "--format=null"]
-        argv += [f"--include={','.join(recipe.PACKAGES)}", f"--aptopt={apt}"]
+        argv += [f"--include={','.join(image.suite.packages)}", f"--aptopt={apt}"]
         argv += [f"--dpkgopt=path-exclude={path}" for path in recipe.EXCLUDED_PATHS]
         argv += [f"--essential-hook={_script(temporary / 'early', _EARLY, files)}"]
         argv += [f"--customize-hook={_script(temporary / 'late', _LATE, out)}"]
@@ -109,6 +109,9 @@ _LATE = f"""#!/bin/sh
 set -eu
 for unit in {" ".join(shlex.quote(unit) for unit in recipe.MASKED_UNITS)}; do
     ln -sf /dev/null "$2/etc/systemd/system/$unit"
+done
+for unit in {" ".join(shlex.quote(unit) for unit in recipe.DISABLED_UNITS)}; do
+    rm -f "$2"/etc/systemd/system/*.wants/"$unit"
 done
 ln -sf /lib/systemd/system/multi-user.target "$2/etc/systemd/system/default.target"
 mkdir -p "$2/etc/systemd/system/multi-user.target.wants"

@@ -132,6 +132,13 @@ class Machine:
                 parts.append("\n".join([f"--- {title} ({path}) ---", *text]))
         return "\n".join(parts) or "(nothing on the guest's console)"
 
+    def wait_end(self, timeout: float) -> None:
+        """Wait until QEMU ends because the guest did."""
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise GuestTimeout(self.explain(f"the guest did not end within {timeout} s")) from error
+
     def close(self) -> None:
         """End QEMU. The disk is scratch, so there is nothing to shut down cleanly."""
         self.process.kill()

@@ -53,6 +53,9 @@ MASKED_UNITS = (
     "nvmf-autoconnect.service",
 )
 
+# Started by the tests that are about them.
+DISABLED_UNITS = ("stafd.service", "stacd.service")
+
 # Files that dpkg need not unpack: a third of the image, and much of the time depmod and mke2fs take.
 EXCLUDED_PATHS = (
     "/usr/share/doc/*",
@@ -87,9 +90,13 @@ class Suite:
 
     name: str
     number: int
+    packages: tuple[str, ...] = PACKAGES
 
 
-SUITES = {"debian13": Suite("trixie", 13), "debian12": Suite("bookworm", 12)}
+SUITES = {
+    "debian13": Suite("trixie", 13, (*PACKAGES, "nvme-stas")),
+    "debian12": Suite("bookworm", 12),
+}
 
 
 def host_mirror() -> str:
@@ -132,7 +139,7 @@ def image_files() -> list[tuple[str, bytes]]:
 def key_parts(suite: Suite) -> list[str | bytes]:
     """Everything that decides what an image contains, save the state of the Debian archive."""
     parts: list[str | bytes] = [suite.name, ROOT_SIZE, Path(__file__).with_name("image.py").read_bytes()]
-    parts += [*PACKAGES, "|", *MASKED_UNITS, "|", *EXCLUDED_PATHS, "|", *INITRD_MODULES]
+    parts += [*suite.packages, "|", *MASKED_UNITS, "|", *DISABLED_UNITS, "|", *EXCLUDED_PATHS, "|", *INITRD_MODULES]
     for name, content in image_files():
         parts += [name, content]
     return parts
