@@ -77,6 +77,7 @@ install-data: ## service, bus policy and the rest, into DESTDIR
 	$(INSTALL) -d -m 755 $(DESTDIR)$(SYSCONFDIR)/nvmeofd
 	$(INSTALL) -D -m 755 libexec/nvmeofd $(DESTDIR)$(LIBEXECDIR)/nvmeofd
 	$(INSTALL) -D -m 644 systemd/nvmeofd.service $(DESTDIR)$(UNITDIR)/nvmeofd.service
+	$(INSTALL) -D -m 644 systemd/nvmeofd-shutdown.service $(DESTDIR)$(UNITDIR)/nvmeofd-shutdown.service
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/org.nvmeofd1.conf
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.service $(DESTDIR)$(DATADIR)/dbus-1/system-services/org.nvmeofd1.service
 	$(if $(wildcard dbus/org.nvmeofd1.xml),$(INSTALL) -D -m 644 dbus/org.nvmeofd1.xml \

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from logging import INFO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from subprocess import SubprocessError
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nvmeofd import __version__
 from nvmeofd import log as logging
@@ -18,6 +19,8 @@ from nvmeofd.bus.messages import BusLost
 from nvmeofd.bus.service import BusService, NameTaken
 from nvmeofd.config import Config, ConfigError
 from nvmeofd.journal import DirectoryStore, Journal
+from nvmeofd.kernel.commands import StandIn
+from nvmeofd.kernel.interface import CommandError
 from nvmeofd.kernel.linux import LinuxKernel
 from nvmeofd.log import log
 from nvmeofd.notify import ServiceManager
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
 
 JOURNAL_DIRECTORY = Path("/run/nvmeofd")
 STATUS_DELAY = 0.2  # seconds
+# How long a stop waits for running jobs: less than TimeoutStopSec= of the unit, which ends in SIGKILL.
+STOP_SECONDS = 75.0
+# At shutdown the kernel gives a lost controller up at the first attempt to reconnect it after this many seconds.
+SHUTDOWN_LOSS_SECONDS = 5
 
 
 class _StatusObserver:
@@ -76,6 +83,8 @@ class Daemon:
         self._engine: Engine | None = None
         self._stop = asyncio.Event()
         self._status_timer: asyncio.TimerHandle | None = None
+        self._kernel: LinuxKernel | None = None
+        self._giving_up: asyncio.Future[None] | None = None
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status.
@@ -88,9 +97,11 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._host_stops)
         bus = await BusService.connect()
         try:
             with LinuxKernel() as kernel:
+                self._kernel = kernel
                 self._engine = Engine(
                     kernel=kernel,
                     journal=Journal(DirectoryStore(JOURNAL_DIRECTORY)),
@@ -117,21 +128,52 @@ class Daemon:
             log.critical("the bus is lost: %s", bus.lost.result())
         else:
             log.info("stopping; mounts and connections stay")
-        held = await engine.drain()
+        held = await engine.drain(STOP_SECONDS)
         await bus.close()
         watchdog.cancel()
         stopped.cancel()
-        await asyncio.gather(watchdog, stopped, return_exceptions=True)
+        giving_up = [self._giving_up] if self._giving_up is not None else []
+        await asyncio.gather(watchdog, stopped, *giving_up, return_exceptions=True)
         status = 1 if bus.lost.done() else 0
         if held:
             # Nothing ends a thread that the kernel holds, and waiting for it would hold up a shutdown. What it was
             # doing is in the journal for the next start.
             for job in held:
                 log.error("%s: still held by the kernel in step %s, leaving it behind", job, job.step)
-            sys.stderr.flush()
-            os._exit(status)
+            self._leave(status)
         await engine.close()
         return status
+
+    def _leave(self, status: int) -> NoReturn:
+        """End although the kernel holds threads: the process is not over before they are, so another one stands in."""
+        if self._manager.present:
+            try:
+                stand_in = StandIn(status)
+                self._manager.replace_main(stand_in.pid)
+                stand_in.end()
+            except (OSError, ValueError, SubprocessError) as error:
+                log.error("the service manager will wait for what the kernel holds: %s", error)
+        sys.stderr.flush()
+        os._exit(status)
+
+    def _host_stops(self) -> None:
+        self._giving_up = asyncio.ensure_future(self._give_up())
+
+    async def _give_up(self) -> None:
+        """At shutdown: paths that are dead, or die now, are given up soon, or unmounting would wait for them."""
+        if self._engine is None or self._kernel is None:
+            return
+        try:
+            if not await self._kernel.host_is_stopping():
+                return
+            for controller in self._engine.own_controllers():
+                self._kernel.limit_loss(controller, SHUTDOWN_LOSS_SECONDS)
+                if not controller.live:
+                    log.warning(
+                        "the host shuts down: giving up %s soon, which is %s", controller.name, controller.state
+                    )
+        except (OSError, CommandError) as error:
+            log.warning("cannot have dead paths given up: %s", error)
 
     async def _feed_watchdog(self) -> None:
         """Signs of life come from the loop itself: a loop that hangs is restarted."""

@@ -6,12 +6,16 @@ The library sends; this module adds what it lacks: ASCII only, never blocking, a
 from __future__ import annotations
 
 import os
+import select
+import socket
 import time
 from collections.abc import Mapping
 
 import sdnotify
 
 from nvmeofd.log import log
+
+BARRIER_SECONDS = 5.0
 
 
 class ServiceManager:
@@ -36,6 +40,24 @@ class ServiceManager:
 
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")
+
+    @property
+    def present(self) -> bool:
+        return self._notifier.socket is not None
+
+    def replace_main(self, pid: int) -> None:
+        """Have another process of the unit taken for its main one, and wait for that. Raises OSError."""
+        self._send(f"MAINPID={pid}")
+        if self._notifier.socket is None:
+            return
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            # the service manager closes the descriptor when it has dealt with all messages before: sd_notify_barrier(3)
+            socket.send_fds(self._notifier.socket, [b"BARRIER=1"], [writer])
+        finally:
+            os.close(writer)
+        select.select([reader], [], [], BARRIER_SECONDS)
+        os.close(reader)
 
     def status(self, text: str) -> None:
         """One line for ``systemctl status``."""

@@ -322,16 +322,17 @@ class Workers:
         if queue.task is None:
             queue.task = asyncio.ensure_future(self._work_off(job.nqn, queue))
 
-    async def drain(self) -> tuple[Job, ...]:
+    async def drain(self, timeout: float | None = None) -> tuple[Job, ...]:
         """Take no new jobs, end those that have not begun with ShuttingDown, wait until the others are answered.
 
-        Returns the jobs that are answered (Timeout) but still held by the kernel.
+        Returns the jobs that are answered (Timeout) but still held by the kernel, and those that were not answered
+        within ``timeout`` seconds.
         """
         self._closing = True
         for job in list(self._jobs.values()):
             job.stop_if_queued(ShuttingDown("the daemon is stopping"))
         if open_results := [job.result for job in self._jobs.values() if not job.result.done()]:
-            await asyncio.wait(open_results)
+            await asyncio.wait(open_results, timeout=timeout)
         return tuple(self._jobs.values())
 
     def limit(self, *, queue_limit: int, total_limit: int) -> None:

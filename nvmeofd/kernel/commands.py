@@ -2,6 +2,9 @@
 
 A child gets a fixed environment (no NOTIFY_SOCKET, no locale), /dev/null to read, and a session of its own, so that
 it can be killed with whatever it started. The coroutine that runs it ends when the child has been reaped.
+
+The kernel kills the child when the daemon dies. The service manager must not do that for the unit as a whole: it would
+wait for one in state D, and so would whoever restarts the daemon.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
+import subprocess
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,6 +26,7 @@ from nvmeofd.kernel.threads import outlast
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
+_SETPRIV = "/usr/bin/setpriv"
 _KEPT = 64 << 10  # bytes of each output stream; the rest is read and dropped
 _SHOWN = 500  # characters of a reason
 _GRACE = 3.0  # seconds between SIGTERM and SIGKILL
@@ -74,10 +80,13 @@ class Commands:
         program = shutil.which(tool, path=self._path)
         if program is None:
             raise CommandError(tool, 127, "not installed")
+        # setpriv(1) of util-linux: PR_SET_PDEATHSIG needs code in the child, which is not safe to run from Python
+        dying = (_SETPRIV, "--pdeathsig", "KILL", "--")
         with _Collector() as stdout, _Collector() as stderr:
             # A task, so that a cancellation between fork and exec cannot lose the child.
             starting = asyncio.ensure_future(
                 asyncio.create_subprocess_exec(
+                    *dying,
                     program,
                     *argv[1:],
                     stdin=DEVNULL,
@@ -108,6 +117,8 @@ class Commands:
             # A background process of the tool may keep the pipes open; it is not waited for.
             await asyncio.wait((stdout.ended, stderr.ended), timeout=_DRAIN)
             output = Output(ended.result(), bytes(stdout.kept), bytes(stderr.kept))
+        if output.status in (126, 127) and output.stderr.startswith(b"setpriv: "):
+            raise CommandError(tool, 127, f"cannot be run: {output.reason()}")
         if output.status not in good:
             raise CommandError(tool, output.status, output.reason())
         return output
@@ -126,6 +137,31 @@ def _signal(process: Process, number: signal.Signals) -> None:
     # The child leads its own session, so its process group has its number, and is there until it is reaped.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+
+
+class StandIn:
+    """A process that the service manager can take for the daemon's main one while the kernel holds threads of that.
+
+    Such a process does not end before its last thread has, whatever is sent to it.
+
+    Raises:
+        OSError, ValueError, subprocess.SubprocessError
+    """
+
+    def __init__(self, status: int) -> None:
+        # a child of process 1, which is then told of its end: setsid(1) has ended before it
+        script = 'echo $$; read -r line; exit "$1"'
+        argv = ["setsid", "--fork", "sh", "-c", script, "sh", str(status)]
+        self._ours, theirs = socket.socketpair()
+        with theirs:
+            fd = theirs.fileno()
+            subprocess.run(argv, stdin=fd, stdout=fd, env={"PATH": PATH, "LC_ALL": "C"}, cwd="/", check=True)
+        self.pid = int(self._ours.recv(64))
+
+    def end(self) -> None:
+        """Have it end with its status. Raises OSError."""
+        with self._ours:
+            self._ours.sendall(b"\n")
 
 
 class _Collector:

@@ -24,6 +24,10 @@ class Controllers:
         if not await in_thread(lambda: self._write(controller, "rescan_controller"), name=f"rescan {controller.name}"):
             raise DeviceChanged(f"{controller.name} is gone or another controller now")
 
+    def limit_loss(self, controller: Controller, seconds: int) -> None:
+        """Have the controller given up when it has been lost for this long. Does not block. Raises OSError."""
+        self._write(controller, "ctrl_loss_tmo", str(seconds))
+
     async def delete(self, controller: Controller) -> None:
         """Delete the controller and return when sysfs shows it gone; gone already is success.
 
@@ -52,8 +56,8 @@ class Controllers:
         except Gone:
             return False
 
-    def _write(self, controller: Controller, attribute: str) -> bool:
-        """Write "1" to an attribute of this very controller. False when it is gone. Raises OSError."""
+    def _write(self, controller: Controller, attribute: str, value: str = "1") -> bool:
+        """Write to an attribute of this very controller. False when it is gone. Raises OSError."""
         try:
             # The open directory stays that of this controller. When it is removed, and another one gets its name,
             # opening an attribute relative to it fails.
@@ -62,7 +66,7 @@ class Controllers:
                     return False
                 fd = os.open(attribute, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory.fd)
                 try:
-                    os.write(fd, b"1")
+                    os.write(fd, value.encode())
                 finally:
                     os.close(fd)
         except Gone:

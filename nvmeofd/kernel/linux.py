@@ -106,6 +106,14 @@ class LinuxKernel:
     async def delete_controller(self, controller: Controller) -> None:
         await self._controllers.delete(controller)
 
+    def limit_loss(self, controller: Controller, seconds: int) -> None:
+        """See Controllers. Only for the end of the host, so not in the interface."""
+        self._controllers.limit_loss(controller, seconds)
+
+    async def host_is_stopping(self) -> bool:
+        """Whether the host is being shut down. Raises CommandError."""
+        return await tools.host_is_stopping(self._commands)
+
     # ---- the claim
 
     def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[None]:

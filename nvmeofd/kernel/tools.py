@@ -157,3 +157,10 @@ def _joined(options: Sequence[str]) -> tuple[str, ...]:
 async def settle(commands: Commands) -> None:
     """Wait until udev has worked off its queue. Raises CommandError, also after 30 seconds."""
     await commands.run("udevadm", "settle", f"--timeout={_SETTLE_SECONDS}")
+
+
+async def host_is_stopping(commands: Commands) -> bool:
+    """Whether the service manager is shutting the host down. Raises CommandError."""
+    # any other state may end with a status of its own
+    output = await commands.run("systemctl", "is-system-running", good=range(256))
+    return output.stdout.strip() == b"stopping"

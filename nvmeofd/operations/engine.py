@@ -13,7 +13,7 @@ from nvmeofd.cache import MountCache
 from nvmeofd.errors import AlreadyStaged, Busy, NvmeofdError, ShuttingDown
 from nvmeofd.kernel.interface import Event, EventKind
 from nvmeofd.log import log
-from nvmeofd.model import HostIdentity, OperationKind, Subsystem, User, UserKind, VolumeState
+from nvmeofd.model import Controller, HostIdentity, OperationKind, Subsystem, User, UserKind, VolumeState
 from nvmeofd.operations.core import Core
 from nvmeofd.operations.disconnect import disconnect
 from nvmeofd.operations.filesystem import undo_format
@@ -78,14 +78,15 @@ class Engine:
         self._core.config = config
         self._core.workers.limit(queue_limit=config.queue_limit, total_limit=config.total_limit)
 
-    async def drain(self) -> tuple[Job, ...]:
+    async def drain(self, timeout: float | None = None) -> tuple[Job, ...]:
         """Take no new work, and wait until every accepted job is answered. Mounts and connections stay.
 
-        Returns the jobs that the kernel still holds although their time is over; :meth:`close` would wait for them.
+        Returns the jobs that the kernel still holds although their time, or ``timeout``, is over; :meth:`close` would
+        wait for them.
         """
         self._closing = True
         self._tidier.stop()
-        return await self._core.workers.drain()
+        return await self._core.workers.drain(timeout)
 
     async def close(self) -> None:
         """End everything that runs on the loop. Mounts and connections stay."""
@@ -214,6 +215,11 @@ class Engine:
     def owned(self, nqn: str) -> bool:
         """Whether this daemon connected any controller of the subsystem."""
         return nqn in self._core.ownership.nqns
+
+    def own_controllers(self) -> tuple[Controller, ...]:
+        """The controllers that this daemon connected. Raises OSError."""
+        subsystems = map(self._core.kernel.subsystem, self._core.ownership.nqns)
+        return tuple(controller for one in subsystems if one for controller in self._core.ownership.owned(one))
 
     def pending(self, nqn: str) -> int:
         """How many jobs wait for the subsystem."""

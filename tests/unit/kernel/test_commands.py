@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from nvmeofd.kernel.commands import Commands, Output
+from nvmeofd.kernel.commands import Commands, Output, StandIn
 from nvmeofd.kernel.interface import CommandError
 
 
@@ -145,6 +147,38 @@ def test_cancelling_at_once_leaves_no_child(bin_dir: Path) -> None:
     asyncio.run(main())
     time.sleep(1.2)
     assert not mark.exists()
+
+
+def ended(pid: int) -> bool:
+    return gone(pid) or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def wait_ended(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while not ended(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_tool_dies_with_the_daemon(bin_dir: Path) -> None:
+    pid = bin_dir / "pid"
+    tool(bin_dir, "hang", f"echo $$ > {pid}; exec sleep 60")
+    run = f"asyncio.run(Commands('{bin_dir}:/bin').run('hang'))"
+    code = f"import asyncio; from nvmeofd.kernel.commands import Commands; {run}"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3]) as daemon:
+        child = int(wait_for(pid))
+        assert not ended(child)
+        daemon.kill()
+    wait_ended(child)
+
+
+def test_stand_in_is_no_child_and_ends_when_it_is_told_to() -> None:
+    stand_in = StandIn(3)
+    status = Path(f"/proc/{stand_in.pid}/stat").read_text().rpartition(")")[2].split()
+    assert status[1] != str(os.getpid())
+    assert not ended(stand_in.pid)
+    stand_in.end()
+    wait_ended(stand_in.pid)
 
 
 def test_a_signal_is_named_in_the_reason() -> None:
