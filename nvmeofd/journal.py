@@ -47,7 +47,7 @@ class VolumeRecord:
 
 @dataclass(frozen=True, slots=True)
 class OwnedController:
-    """A controller that this daemon connected; see Controller.instance for what identifies it."""
+    """A controller that this daemon connected (or deletes); see Controller.instance for what identifies it."""
 
     name: str
     instance: int
@@ -64,16 +64,17 @@ class ConnectIntent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubsystemRecord:
-    """What this daemon has connected of one subsystem."""
+    """What this daemon has connected of one subsystem, or is disconnecting."""
 
     nqn: str
     controllers: tuple[OwnedController, ...] = ()
     intent: ConnectIntent | None = None
     keep: bool = False  # an Unstage asked to keep it connected
+    leaving: tuple[OwnedController, ...] = ()  # those that a Disconnect is at work on, whoever connected them
 
     @property
     def empty(self) -> bool:
-        return not self.controllers and self.intent is None
+        return not self.controllers and self.intent is None and not self.leaving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,4 +263,5 @@ def _subsystem_record(data: dict[str, Any]) -> SubsystemRecord:
         if intent is None
         else ConnectIntent(_address(intent["address"]), intent["host_nqn"], tuple(intent["known"])),
         keep=bool(data["keep"]),
+        leaving=tuple(OwnedController(**c) for c in data.get("leaving", ())),
     )

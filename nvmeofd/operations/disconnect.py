@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed, InUse, Shared
+from nvmeofd.log import log
+from nvmeofd.model import OperationKind
 from nvmeofd.operations.guard import StillUsed, all_users, disconnect_unused
+from nvmeofd.workers import Job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nvmeofd.model import Controller, Subsystem, User
     from nvmeofd.operations.core import Core
-    from nvmeofd.workers import Job
 
 
 async def disconnect(core: Core, job: Job, nqn: str) -> tuple[str, ...]:
@@ -34,11 +36,41 @@ async def disconnect(core: Core, job: Job, nqn: str) -> tuple[str, ...]:
                 raise Shared(f"{controller.name} of {nqn} belongs to {owner}; disconnect it there")
         return subsystem.controllers
 
+    if (before := core.kernel.subsystem(nqn)) is not None:
+        core.ownership.leave(nqn, before.controllers)
     try:
         deleted = await disconnect_unused(core, job, nqn, all_controllers)
     except StillUsed as used:
         core.count("disconnects-refused")
         raise InUse(f"{nqn} is in use: {'; '.join(map(str, await _everybody(core, nqn, used)))}") from used
+    finally:
+        core.ownership.stay(nqn)
+    return tuple(controller.name for controller in deleted)
+
+
+def finish(core: Core) -> None:
+    """At the start: queue what is left of each Disconnect that a crash cut short, which may be one path of two."""
+    for nqn in core.ownership.left:
+        core.workers.submit(
+            Job(
+                OperationKind.DISCONNECT,
+                nqn,
+                lambda job: _finish(core, job, job.nqn),
+                timeout=core.config.timeout,
+                visible=False,
+            )
+        )
+
+
+async def _finish(core: Core, job: Job, nqn: str) -> tuple[str, ...]:
+    """Tried once: should it be used by now, or somebody else's, it stays, as if it had been refused then."""
+    try:
+        deleted = await disconnect_unused(core, job, nqn, core.ownership.leaving)
+    except StillUsed as used:
+        log.info("%s: a Disconnect that was cut short is not finished: %s", job, used)
+        raise InUse(f"{nqn} is in use: {used}") from used
+    finally:
+        core.ownership.stay(nqn)
     return tuple(controller.name for controller in deleted)
 
 

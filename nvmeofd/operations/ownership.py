@@ -60,6 +60,36 @@ class Ownership:
         if record is not None and record.keep != keep:
             self._journal.put_subsystem(replace(record, keep=keep))
 
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The subsystems that a Disconnect is at work on, or was when the daemon was last seen."""
+        return tuple(nqn for nqn, record in self._journal.subsystems.items() if record.leaving)
+
+    def leave(self, nqn: str, controllers: Iterable[Controller]) -> None:
+        """Write down that these controllers are about to be deleted, whoever connected them."""
+        leaving = tuple(OwnedController(controller.name, controller.instance) for controller in controllers)
+        self._journal.put_subsystem(replace(self._record(nqn), leaving=leaving))
+
+    def leaving(self, subsystem: Subsystem) -> tuple[Controller, ...]:
+        """Those of `leave` that are still there, and that nobody has taken over since. Raises OSError."""
+        leaving = self._record(subsystem.nqn).leaving
+        return tuple(
+            controller
+            for controller in subsystem.controllers
+            if OwnedController(controller.name, controller.instance) in leaving and self.other_owner(controller) is None
+        )
+
+    def stay(self, nqn: str) -> None:
+        """The Disconnect is over, whatever came of it."""
+        record = self._journal.subsystems.get(nqn)
+        if record is None or not record.leaving:
+            return
+        try:
+            self._journal.put_subsystem(replace(record, leaving=()))
+        except OSError as error:
+            # what is gone is forgotten with the next look at the host
+            log.warning("cannot write down that a Disconnect of %s is over: %s", nqn, error)
+
     def intend(self, nqn: str, address: Address, host_nqn: str, known: Iterable[Controller]) -> None:
         """Write down that a connection is about to be made."""
         intent = ConnectIntent(address, host_nqn, tuple(controller.instance for controller in known))
@@ -96,12 +126,13 @@ class Ownership:
             return
         present = {(c.name, c.instance) for c in subsystem.controllers} if subsystem else set()
         left = tuple(owned for owned in record.controllers if (owned.name, owned.instance) in present)
-        if left == record.controllers and not (record.keep and not left):
+        leaving = tuple(one for one in record.leaving if (one.name, one.instance) in present)
+        if (left, leaving) == (record.controllers, record.leaving) and not (record.keep and not left):
             return
         for owned in record.controllers:
             if owned not in left and not (self._kernel_has(owned.name)):
                 self.release_registry(owned.name)
-        self._journal.put_subsystem(replace(record, controllers=left))
+        self._journal.put_subsystem(replace(record, controllers=left, leaving=leaving))
 
     def release_registry(self, name: str) -> None:
         """Remove the registry entry of a controller that is gone. Its failure is only logged."""

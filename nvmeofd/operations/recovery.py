@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.log import log, quoted
+from nvmeofd.operations import disconnect
 from nvmeofd.operations.unstage import own_mount
 from nvmeofd.operations.volumes import current_state
 
@@ -30,6 +31,7 @@ def recover(core: Core) -> tuple[VolumeRecord, ...]:
         core.ownership.adopt(nqn, subsystem)
         core.ownership.prune(nqn, subsystem)
         core.ownership.reclaim(subsystem)
+    disconnect.finish(core)
     return tuple(record for record in list(core.journal.volumes.values()) if not _take_over(core, record))
 
 

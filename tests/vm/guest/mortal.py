@@ -137,12 +137,12 @@ class _Life:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def _released(self, name: str) -> bool:
+        """Whether it is time to count; not before the start is over, which nobody waits for to its very end."""
+        if self._started:
+            with contextlib.suppress(FileNotFoundError):
+                self._end = GO.read_text(encoding="utf-8")
+                self._counts = True
         self._started = self._started or name == "ready>"
-        with contextlib.suppress(FileNotFoundError):
-            if not self._started:
-                return False
-            self._end = GO.read_text(encoding="utf-8")
-            self._counts = True
         return self._counts
 
 
