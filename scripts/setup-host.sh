@@ -37,7 +37,8 @@ missing=()
 for package in "${packages[@]}"; do
     grep -qxF "$package" <<<"$installed" || missing+=("$package")
 done
-((${#missing[@]})) || exit 0
+broker=$(dirname "${BASH_SOURCE[0]}")/setup-broker.sh
+((${#missing[@]})) || exec "$broker"
 
 echo "installing: ${missing[*]}"
 if ((EUID != 0)) && ! command -v sudo >/dev/null; then
@@ -50,7 +51,7 @@ apt() {
 # A mirror in the middle of its update answers with files that do not fit together: the lists are read again then.
 for attempt in 1 2 3; do
     if apt update -q && apt install -qy --no-install-recommends "${missing[@]}"; then
-        exit 0
+        exec "$broker"
     fi
     echo "$0: attempt $attempt failed" >&2
 done

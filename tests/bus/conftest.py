@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.bus import broker
 from tests.bus.harness import PrivateBus
 
 TIMEOUT = 30.0  # seconds; reached only when something hangs
@@ -35,15 +36,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateBus]:
-    """A bus with the policy of the system bus and that of the service."""
-    with PrivateBus() as private:
+def _buses() -> list[Any]:
+    why = broker.missing()
+    skipped = [pytest.mark.skipif(bool(why), reason=why)]
+    return [pytest.param(PrivateBus, id="daemon"), pytest.param(broker.PrivateBroker, id="broker", marks=skipped)]
+
+
+@pytest.fixture(params=_buses())
+def bus(request: pytest.FixtureRequest) -> Iterator[PrivateBus]:
+    """A bus with the policy of the system bus and that of the service: dbus-daemon, and again dbus-broker."""
+    with request.param() as private:
         yield private
 
 
-@pytest.fixture
-def open_bus() -> Iterator[PrivateBus]:
+@pytest.fixture(params=_buses())
+def open_bus(request: pytest.FixtureRequest) -> Iterator[PrivateBus]:
     """The same after an administrator has let everybody in."""
-    with PrivateBus(extra_policy=(Path(__file__).parent / "open-to-all.conf").read_text()) as private:
+    with request.param(extra_policy=(Path(__file__).parent / "open-to-all.conf").read_text()) as private:
         yield private
