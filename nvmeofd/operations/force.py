@@ -14,7 +14,7 @@ from nvmeofd.errors import DisconnectFailed, InUse, NvmeofdError, Shared
 from nvmeofd.journal import Phase
 from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged
 from nvmeofd.log import log, quoted
-from nvmeofd.model import OperationKind, Step, UserKind
+from nvmeofd.model import OperationKind, Step, UserKind, VolumeType
 from nvmeofd.operations.guard import (
     Deletion,
     StillUsed,
@@ -172,6 +172,26 @@ async def umount(core: Core, job: Job, volume: Volume) -> None:
         if not unmounted.cancelled():
             unmounted.exception()  # what umount(8) said when it was told to stop is of no interest
         raise cancelled
+
+
+async def still_unmounting(core: Core, volume: Volume) -> bool:
+    """Whether the kernel still has the filesystem although nobody has it mounted.
+
+    umount(2) takes the mount away first and then writes what is left. When the daemon died meanwhile nobody waits for
+    that, and the claim is all there is to see of it.
+    """
+    subsystem = core.kernel.subsystem(volume.nqn)
+    own = find_namespace(subsystem, volume)
+    if subsystem is None or own is None or volume.type is not VolumeType.FILESYSTEM or visible_users(core, [own]):
+        return False
+    try:
+        async with core.kernel.claim([own]):
+            return False
+    except ClaimBusy:
+        scan = await scan_processes(core, replace(subsystem, namespaces=(own,)))
+        return not (scan.open_files or scan.foreign_mounts)
+    except DeviceChanged:
+        return False
 
 
 def _refuse(core: Core, job: Job, refusal: NvmeofdError | OSError) -> None:

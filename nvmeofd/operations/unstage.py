@@ -7,12 +7,12 @@ import errno
 from logging import DEBUG, INFO
 from typing import TYPE_CHECKING
 
-from nvmeofd.errors import DisconnectFailed, NotStaged, NvmeofdError, UnmountFailed
+from nvmeofd.errors import Busy, DisconnectFailed, NotStaged, NvmeofdError, UnmountFailed
 from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.kernel.interface import CommandError, DeviceChanged, HeldElsewhere
 from nvmeofd.log import log
 from nvmeofd.model import Step, VolumeType
-from nvmeofd.operations.force import disconnect_if_dead, stage_again, umount
+from nvmeofd.operations.force import disconnect_if_dead, stage_again, still_unmounting, umount
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
 from nvmeofd.operations.volumes import Volume, find_mount, find_namespace, stale_mounts
 
@@ -38,6 +38,7 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
         NotStaged: something else is mounted at the path.
         UnmountFailed: everything is as it was.
         InUse, Shared, DisconnectFailed: it was to be forced, and could not be.
+        Busy: the kernel has not ended an umount of an earlier life of the daemon.
     """
     path = request.staging_path
     if request.force:
@@ -46,6 +47,9 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     volume = core.volumes.get(path)
     if volume is None:
         if (left_over := core.journal.volumes.get(path)) is not None:
+            if job.take_force() and left_over.volume is not None:
+                await disconnect_if_dead(core, job, left_over.volume)
+                left_over = core.journal.volumes[path]
             core.ownership.set_keep(left_over.nqn, request.keep_connected)
             await clean_up(core, job, left_over)
             return await _leave(core, job, left_over.nqn, keep=request.keep_connected)
@@ -179,7 +183,7 @@ def half_done(core: Core) -> tuple[VolumeRecord, ...]:
 async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
     """Undo a Stage, or finish an Unstage, that was cut short or could not be undone.
 
-    What still cannot be undone stays in the journal, to be tried again.
+    What still cannot be undone stays in the journal, to be tried again. Raises Busy, UnmountFailed.
     """
     path = record.staging_path
     if core.journal.volumes.get(path) != record:
@@ -197,6 +201,8 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
             return
         job.enter(Step.UNMOUNTING, path)
         await unmount_own(core, record.volume)
+        if await still_unmounting(core, record.volume):
+            raise Busy(f"{path} is not mounted any more, but the kernel has not written all of it to {record.nqn} yet")
         if record.volume.read_only:
             await _make_writable_again(core, job, record.volume)
     if record.creates_path and not await _remove_path(core, job, path, record.type):

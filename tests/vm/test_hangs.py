@@ -109,6 +109,8 @@ class TestNoPath:
         with in_time(STOP):
             guest.call(service.systemctl, "restart")
         others_go_on(daemon)
+        with refused("Busy", PATH):
+            daemon.unstage(PATH)
         mend(guest)
         guest.call(service.wait_gone, NQN, timeout=RETURN)
         assert content(daemon, EXT4, "late") == ["late"]
@@ -160,6 +162,16 @@ class TestForce:
         mend(guest)
         assert content(daemon, EXT4, "synced") == ["kept"]
 
+    def test_one_that_waits_since_an_earlier_life(self, daemon: Daemon) -> None:
+        guest = daemon.guest
+        stage_and_cut(daemon)
+        with refused("Timeout"):
+            daemon.unstage(PATH, timeout=TIMEOUT)
+        guest.call(service.systemctl, "restart")
+        assert daemon.unstage(PATH, force=True) is True
+        guest.call(service.wait_removed, PATH)
+        mend(guest)
+
     def test_killed_in_the_middle(self, daemon: Daemon) -> None:
         guest = daemon.guest
         stage_and_cut(daemon)
@@ -191,7 +203,7 @@ class TestForce:
         cut(guest)
         with refused("UnmountFailed", "busy", "disconnected"):
             daemon.unstage(PATH, force=True)
-        assert guest.call(facts.subsystem, NQN) is None
+        assert guest.call(facts.controllers) == []
         guest.call(users.end, "worker")
         assert daemon.unstage(PATH) is True
         mend(guest)

@@ -29,6 +29,7 @@ def prepared(guest: Guest) -> Daemon:
         guest.call(users.make_filesystem, backing(nsid), fstype)
     guest.write("/etc/systemd/system/nvmeofd.service.d/observer.conf", OBSERVER.encode())
     guest.run(["systemctl", "daemon-reload"])
+    guest.run(["systemctl", "start", "network.target"])  # what brings a network up on a real host pulls it in
     guest.snapshot("shutdown")
     return Daemon(guest)
 
@@ -54,7 +55,7 @@ def cut(guest: Guest, *ports: int) -> None:
         found = guest.call(facts.subsystem, NQN)
         assert found is not None
         for controller in found["controllers"]:
-            if target.ADDRESSES[port] in controller["address"]:
+            if f"traddr={target.ADDRESSES[port]}," in controller["address"]:
                 guest.call(initiator.wait_state, controller["name"], "connecting")
 
 
@@ -80,9 +81,8 @@ def test_clean(daemon: Daemon, verb: str, lost: tuple[int, ...]) -> None:
     clean(guest)
 
 
-@pytest.mark.parametrize("verb", ["poweroff", "reboot"])
-def test_all_paths_dead(daemon: Daemon, verb: str) -> None:
+def test_all_paths_dead(daemon: Daemon) -> None:
     """What was not written cannot be any more; but the host does not wait for it."""
     guest = daemon.guest
     cut(guest, 1, 2)
-    assert guest.shut_down(verb, PATIENCE) < LIMIT
+    assert guest.shut_down("reboot", PATIENCE) < LIMIT
