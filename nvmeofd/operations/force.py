@@ -178,20 +178,23 @@ async def still_unmounting(core: Core, volume: Volume) -> bool:
     """Whether the kernel still has the filesystem although nobody has it mounted.
 
     umount(2) takes the mount away first and then writes what is left. When the daemon died meanwhile nobody waits for
-    that, and the claim is all there is to see of it.
+    that, and the claim is all there is to see of it. What cannot be told counts as not ended.
     """
     subsystem = core.kernel.subsystem(volume.nqn)
     own = find_namespace(subsystem, volume)
     if subsystem is None or own is None or volume.type is not VolumeType.FILESYSTEM or visible_users(core, [own]):
         return False
     try:
-        async with core.kernel.claim([own]):
-            return False
-    except ClaimBusy:
-        scan = await scan_processes(core, replace(subsystem, namespaces=(own,)))
-        return not (scan.open_files or scan.foreign_mounts)
+        try:
+            async with core.kernel.claim([own]):
+                return False
+        except ClaimBusy:
+            scan = await scan_processes(core, replace(subsystem, namespaces=(own,)))
+            return not (scan.open_files or scan.foreign_mounts)
     except DeviceChanged:
         return False
+    except OSError:
+        return True
 
 
 def _refuse(core: Core, job: Job, refusal: NvmeofdError | OSError) -> None:

@@ -11,7 +11,7 @@ from nvmeofd.config import Config
 from nvmeofd.errors import DisconnectFailed, InUse, InvalidArgument, NvmeofdError, Shared, Timeout, UnmountFailed
 from nvmeofd.model import VolumeState
 from tests.simulation.clock import run
-from tests.simulation.faults import JOB, FaultPlan
+from tests.simulation.faults import FaultPlan
 from tests.simulation.guardian import Guardian
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import A1, EXT4, ONE, PATHS, XFS, make_world, simulated
@@ -25,8 +25,7 @@ class ForcingGuardian(Guardian):
     """Lets go of a dead filesystem pass; all that is on its other namespaces counts as ever."""
 
     def _check_head(self, controller: SimController, head: SimHead) -> None:
-        job = JOB.get()
-        own = self._kernel.world.mounts.at(job.staging_path) if job is not None else []
+        own = self._kernel.world.mounts.at(PATH)
         if head.live or all(mount.head is not head for mount in own):
             super()._check_head(controller, head)
 
