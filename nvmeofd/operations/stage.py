@@ -132,6 +132,8 @@ async def _usable_path(core: Core, request: StageRequest) -> PathKind:
         kind = await core.kernel.inspect_path(path)
     except StagingPathError as error:
         raise InvalidArgument(f"staging path: {error}") from error
+    except OSError as error:
+        raise MountFailed(f"staging path {quoted(path)}: {error}") from error
     wanted = PathKind.EMPTY_DIRECTORY if request.type is VolumeType.FILESYSTEM else PathKind.EMPTY_FILE
     if kind not in (PathKind.ABSENT, wanted):
         what = "an empty directory" if request.type is VolumeType.FILESYSTEM else "an empty file"
@@ -175,6 +177,8 @@ async def _mount(
     creates = kind is PathKind.ABSENT
     volume = replace(volume, created_path=creates or record.creates_path)
     record = replace(record, phase=Phase.MOUNTING, volume=volume, creates_path=volume.created_path)
+    if namespace.wwid in core.journal.formats:
+        core.journal.drop_format(namespace.wwid)  # a note that could not be removed: from here on there may be data
     core.journal.put_volume(record)
     try:
         if creates:
@@ -204,10 +208,10 @@ async def _create_path(core: Core, record: VolumeRecord, transaction: Transactio
     transaction.on_failure(f"remove {path}", remove)
     try:
         await core.kernel.create_path(path, record.type)
-    except FileExistsError as error:
+    except StagingPathError:
         created = False  # somebody else made it just now, so it is not to be removed here
         core.journal.put_volume(replace(record, creates_path=False))
-        raise MountFailed(f"{path} came into being just now") from error
+        raise
 
 
 def _verified(core: Core, volume: Volume, namespace: Namespace) -> Mount:

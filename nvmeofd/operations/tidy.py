@@ -70,7 +70,7 @@ class Tidier:
             return
         now = asyncio.get_running_loop().time()
         again = self._sweep(now)
-        if not self._settle_intents():
+        if not (self._settle_intents() and self._drop_formats()):
             again.append(now + PERIOD)
         candidates = [nqn for nqn in self._core.ownership.nqns if self._left_behind(nqn)]
         self._left_since = {nqn: self._left_since.get(nqn, now) for nqn in candidates}
@@ -106,6 +106,19 @@ class Tidier:
                     log.warning("cannot tell what came of connecting %s: %s", nqn, error)
                     settled = False
         return settled
+
+    def _drop_formats(self) -> bool:
+        """Remove notes of a mkfs that is over, where that was not possible at the time: after a restart they would
+        have the device wiped. Returns whether none is left.
+        """
+        for record in list(self._core.journal.formats.values()):
+            if self._core.workers.idle(record.nqn):
+                try:
+                    self._core.journal.drop_format(record.wwid)
+                except OSError as error:
+                    log.warning("cannot remove the note of the mkfs on %s: %s", record.wwid, error)
+                    return False
+        return True
 
     def _sweep(self, now: float) -> list[float]:
         """Queue another try for work that could not be undone; return when to come back for the rest."""

@@ -143,7 +143,7 @@ async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
     Returns whether the subsystem is no longer connected. What had to be skipped is looked at again later.
     """
     if core.workers.stage_waiting(nqn):
-        return False
+        return not _connected(core, nqn)
     try:
         await disconnect_unused(core, job, nqn, core.ownership.owned)
     except StillUsed as used:

@@ -46,6 +46,10 @@ class Process:
         """Run ``coro`` as a task of this process."""
         return asyncio.get_running_loop().create_task(coro, name=name, context=self.context)
 
+    def owns(self, context: contextvars.Context) -> bool:
+        """Whether a callback with this context belongs to the process."""
+        return context.get(_PROCESS) is self
+
     def kill(self) -> None:
         """Stop it as SIGKILL does. On other loops than :class:`VirtualLoop` its code may run on."""
         self.dead = True

@@ -57,8 +57,7 @@ class SimLockedDevice:
                 raise CommandError(f"mkfs.{fstype}", 1, f"{self._head.path}: cannot be written")
             if any(use.exclusive for use in world.uses(self._head)):
                 raise CommandError(f"mkfs.{fstype}", 1, f"{self._head.path} is apparently in use by the system")
-            if not disk.blank and not disk.untouched:
-                world.violation(f"formatted {self._head.path} ({disk.wwid(self._head.nsid)}), which is not blank")
+            self._kernel.guardian.check_format(self._head, fstype)
             disk.other, disk.ambivalent, disk.damaged = "", False, False
             disk.fstype, disk.fs_uuid = world.rng.choice((("", ""), (fstype, uuid)))
             disk.garbage = disk.unfinished = disk.untouched = True
@@ -81,8 +80,7 @@ class SimLockedDevice:
                 raise CommandError("wipefs", 1, f"{self._head.path}: cannot be written")
             if any(use.exclusive for use in world.uses(self._head)):
                 raise os_error(errno.EBUSY, self._head.path)
-            if not disk.blank and not disk.untouched:
-                world.violation(f"wiped {self._head.path} ({disk.wwid(self._head.nsid)}), which somebody used since")
+            self._kernel.guardian.check_wipe(self._head)
             disk.fstype = disk.fs_uuid = disk.other = ""
             disk.ambivalent = disk.garbage = disk.unfinished = disk.damaged = False
 
@@ -92,8 +90,7 @@ class SimLockedDevice:
         def effect() -> None:
             if fstype not in ("ext2", "ext3", "ext4"):
                 return
-            if self._read_only:
-                self._kernel.world.violation(f"checked {self._head.path}, which is meant to be read-only")
+            self._kernel.guardian.check_check(self._head)
             if any(not mount.block_bind for mount in self._kernel.world.mounts.of(self._head)):
                 raise CommandError("e2fsck", 8, f"{self._head.path} is in use")
             if self._read_error():

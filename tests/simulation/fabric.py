@@ -118,6 +118,7 @@ class Fabric:
     def path_down(self, address: str) -> None:
         """Cut the network to an address. Without an event; the controllers give up after their ctrl_loss_tmo."""
         self.down.add(address)
+        self._world.meddling["paths"] += 1
         for controller in self.controllers():
             if place_of(controller.address) == address and controller.state == "live":
                 controller.state = "connecting"
@@ -128,6 +129,7 @@ class Fabric:
     def _give_up_later(self, controller: SimController, outage: int) -> None:
         def give_up() -> None:
             if controller.state == "connecting" and controller.down_since == outage:
+                self._world.meddling["paths"] += 1
                 self.remove(controller)
 
         if controller.ctrl_loss_tmo >= 0:
@@ -135,6 +137,7 @@ class Fabric:
 
     def path_up(self, address: str) -> None:
         self.down.discard(address)
+        self._world.meddling["paths"] += 1
         for controller in self.controllers():
             if place_of(controller.address) == address and controller.state == "connecting":
                 controller.state = "live"
@@ -152,6 +155,7 @@ class Fabric:
             return
         for head in list(subsystem.heads):
             if target.namespaces.get(head.nsid) is not head.disk:
+                self._world.meddling["disks"] += 1
                 self._drop_path(head, controller)
         nsids = list(target.namespaces)
         self._world.rng.shuffle(nsids)
@@ -177,6 +181,7 @@ class Fabric:
         if controller not in head.paths:
             head.paths.append(controller)
         if head.size != disk.size:
+            self._world.meddling["disks"] += 1
             head.size = disk.size
             self._world.emit_device("change", "block", head.name, RESIZE="1")
 

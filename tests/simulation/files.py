@@ -30,22 +30,26 @@ class Files:
         self._mounted = mounted
         self.nodes: dict[str, Node] = {}
         self.made: set[str] = set()  # what the daemon made, and did not remove
+        self.theirs: set[str] = set()  # what others made
         for path in ("/", "/srv", "/mnt", "/etc", "/var", "/var/lib", "/run", "/dev", "/proc", "/sys"):
             self.nodes[path] = Node.DIRECTORY
 
-    def add(self, path: str, node: Node = Node.DIRECTORY) -> None:
-        """Put something there, with all its parents."""
+    def add(self, path: str, node: Node = Node.DIRECTORY, *, theirs: bool = True) -> None:
+        """Put something there, with all its parents. ``theirs``: the daemon can know that it is not its own."""
         parent = posixpath.dirname(path)
         if parent not in self.nodes:
             self.add(parent)
         self.nodes[path] = node
+        if theirs:
+            self.theirs.add(path)
+        self.made.discard(path)
 
     def remove(self, path: str) -> None:
         """Remove whatever is there, and below."""
         for other in [p for p in self.nodes if p == path or p.startswith(path + "/")]:
             del self.nodes[other]
             self.made.discard(other)
-            self.made.discard(other)
+            self.theirs.discard(other)
 
     def occupied(self, path: str) -> bool:
         """Whether a directory has entries."""
@@ -90,7 +94,7 @@ class Files:
     def create(self, path: str, kind: VolumeType) -> None:
         self._check_parents(path)
         if path in self.nodes:
-            raise os_error(errno.EEXIST, path)
+            raise StagingPathError(f"{path} was created by somebody else meanwhile")
         self.made.add(path)
         self.nodes[path] = Node.DIRECTORY if kind is VolumeType.FILESYSTEM else Node.EMPTY_FILE
 
@@ -106,6 +110,7 @@ class Files:
             if self.occupied(path):
                 raise os_error(errno.ENOTEMPTY, path)
         elif node is not Node.EMPTY_FILE:
-            raise os_error(errno.EISDIR if node is Node.DIRECTORY else errno.EEXIST, path)
+            raise os_error(errno.ENOTEMPTY if node is Node.FILE else errno.EINVAL, path)
         del self.nodes[path]
         self.made.discard(path)
+        self.theirs.discard(path)

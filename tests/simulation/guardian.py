@@ -1,26 +1,32 @@
-"""The judge: decides whether a deletion of a controller broke the promise.
+"""The judge of single acts: decides whether a call of the daemon broke a promise, at the moment of its effect.
 
 Exclusive users (mounts, holders, swap, anybody's O_EXCL) cannot come while the daemon holds its claims, so one at the
-moment of deletion is always a violation. Block binds and plain opens can come at any time; they count when they were
+moment of a deletion is always a violation. Block binds and plain opens can come at any time; they count when they were
 there before the daemon had its claims, or before its last look at what it would have seen them in.
 
 Looks are kept in a context variable, so that each job answers for its own looks, not for those of its neighbours.
+What only a job may do is held against the request of the job that the call is made for, if it is made for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from nvmeofd.model import FormatPolicy, OperationKind, VolumeType
+from nvmeofd.requests import DEFAULT_FSTYPE, StageRequest
+from tests.simulation.faults import JOB
 from tests.simulation.state import SimController, SimHead
 
 if TYPE_CHECKING:
     from tests.simulation.kernel import SimKernel
 
+OWNER = "nvmeofd"
 MOUNTS = "mounts"
 PROCESSES = "processes"
 CLAIM = "claim"
+REGISTRY = "registry of "
 _LOOKS: ContextVar[Mapping[str, int]] = ContextVar("looks", default={})  # noqa: B039 - never changed, only replaced
 
 
@@ -30,25 +36,127 @@ def looked(what: str, moment: int) -> None:
 
 
 class Guardian:
-    """Judges the deletions of one daemon process."""
+    """Judges the acts of one daemon process."""
 
     def __init__(self, kernel: SimKernel) -> None:
         self._kernel = kernel
+        self.letting_go: Callable[[str], bool] = lambda _: False  # whether the volume at a path is noted as forced
+
+    def _wrong(self, text: str) -> None:
+        self._kernel.world.violation(text)
+
+    # ---- deleting
 
     def check_deletion(self, controller: SimController) -> None:
         """Write down what is wrong with deleting this controller now."""
+        self._check_ownership(controller)
         for head in controller.subsystem.heads:
             if head.paths == [controller]:
                 self._check_head(controller, head)
+
+    def _check_ownership(self, controller: SimController) -> None:
+        world, looks, job = self._kernel.world, _LOOKS.get(), JOB.get()
+        owner = world.registry.get(controller.name, OWNER)
+        # somebody may put his name on it after the last look
+        if owner != OWNER and world.registered.get(controller.name, 0) < looks.get(REGISTRY + controller.name, 0):
+            self._wrong(f"deleted {controller.name}, which belongs to {owner}")
+        if job is None:
+            return
+        if job.nqn != controller.subsystem.nqn:
+            self._wrong(f"{job} deleted {controller.name} of {controller.subsystem.nqn}")
+        own = controller.by_daemon or controller.ambiguous
+        if job.operation is not OperationKind.DISCONNECT and not own:
+            self._wrong(f"{job} deleted {controller.name}, which somebody else connected")
 
     def _check_head(self, controller: SimController, head: SimHead) -> None:
         world, looks = self._kernel.world, _LOOKS.get()
         if head.seq > looks.get(head.subsystem.nqn, 0):
             return  # it came after the last look: nobody could know
+        if self._is_let_go(head):
+            return
         what = f"deleted {controller.name} of {head.subsystem.nqn}, the last path of {head.path}"
         if head not in self._kernel.claims:
-            world.violation(f"{what}, without a claim")
+            self._wrong(f"{what}, without a claim")
         for use in world.uses(head, but=self._kernel):
             look = looks.get(PROCESSES if use.kind == "open" or "namespace" in use.detail else MOUNTS, 0)
             if use.exclusive or use.seq < max(looks.get(CLAIM, 0), look):
-                world.violation(f"{what}, in use: {use.kind} {use.detail}")
+                self._wrong(f"{what}, in use: {use.kind} {use.detail}")
+
+    def _is_let_go(self, head: SimHead) -> bool:
+        """Whether it is a dead disk, and its volume is being unstaged by force, as somebody asked for."""
+        job, world = JOB.get(), self._kernel.world
+        if job is None or head.live or job.operation not in (OperationKind.UNSTAGE, OperationKind.TIDY):
+            return False
+        path = job.staging_path
+        own = any(mount.by_daemon and mount.head is head for mount in world.mounts.at(path))
+        return own and path in world.forced and self.letting_go(path)
+
+    # ---- mounting
+
+    def check_mount(self, head: SimHead, path: str, kind: VolumeType, options: Sequence[str]) -> None:
+        """A mount of the daemon is one that somebody asked for: this disk, at this path, in this way."""
+        if kind is VolumeType.FILESYSTEM and "_netdev" not in options:
+            self._wrong(f"mounted {path} without _netdev")
+        if kind is VolumeType.FILESYSTEM and head.disk.unfinished:
+            self._wrong(f"mounted {head.path}, where mkfs did not end")
+        request = self._stage_of(head, f"mounted {head} at {path}")
+        if request is None:
+            return
+        if (request.staging_path, request.type) != (path, kind):
+            self._wrong(f"mounted {head} at {path} as {kind}; asked for: {request}")
+        if request.read_only is not ("ro" in options):
+            self._wrong(f"mounted {head} at {path} with {options}; asked for: {request}")
+        if request.read_only and not head.read_only:
+            self._wrong(f"mounted {head} at {path}, and it can be written to")
+
+    def check_unmount(self, path: str) -> None:
+        """What the daemon unmounts is its own, as far as it could know."""
+        job = JOB.get()
+        mounts = self._kernel.world.mounts.at(path)
+        if job is None or not mounts:
+            return
+        if job.staging_path != path or job.operation is OperationKind.DISCONNECT:
+            self._wrong(f"{job} unmounted {path}")
+        top = mounts[-1]
+        # the same volume, mounted by somebody once more or anew, counts as its own
+        own = top.head is not None and self._kernel.world.mounts.staged.get(path) is top.head
+        if not own and top.seq < _LOOKS.get().get(MOUNTS, 0):
+            self._wrong(f"{job} unmounted {path}, where {top.source} was mounted by somebody else")
+
+    # ---- writing to a disk
+
+    def check_format(self, head: SimHead, fstype: str) -> None:
+        disk = head.disk
+        if not disk.blank and not disk.untouched:
+            self._wrong(f"formatted {head.path} ({disk.wwid(head.nsid)}), which is not blank")
+        request = self._stage_of(head, f"formatted {head}")
+        if request is None:
+            return
+        asked = request.format is FormatPolicy.IF_EMPTY and request.type is VolumeType.FILESYSTEM
+        if not asked or request.read_only or fstype != (request.fstype or DEFAULT_FSTYPE):
+            self._wrong(f"made {fstype} on {head}; asked for: {request}")
+
+    def check_wipe(self, head: SimHead) -> None:
+        disk = head.disk
+        if not disk.blank and not disk.untouched:
+            self._wrong(f"wiped {head.path} ({disk.wwid(head.nsid)}), which somebody used since")
+
+    def check_check(self, head: SimHead) -> None:
+        """A checker may write to the disk."""
+        request = self._stage_of(head, f"checked {head}")
+        if request is not None and (request.read_only or not request.fsck):
+            self._wrong(f"checked {head}; asked for: {request}")
+
+    def _stage_of(self, head: SimHead, what: str) -> StageRequest | None:
+        """The request that the current job works on, which must be for this disk. None outside of jobs."""
+        job = JOB.get()
+        if job is None:
+            return None
+        request = job.request
+        if not isinstance(request, StageRequest):
+            self._wrong(f"{job} {what}")
+            return None
+        namespace = head.snapshot()
+        if request.nqn != namespace.nqn or not namespace.matches(request.namespace):
+            self._wrong(f"{what}, which is {namespace.wwid} of {namespace.nqn}; asked for: {request}")
+        return request

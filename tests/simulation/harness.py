@@ -16,8 +16,11 @@ from nvmeofd.operations.engine import Engine
 from nvmeofd.operations.volumes import Volume
 from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
 from nvmeofd.workers import Job
+from tests.simulation.bounds import excess
 from tests.simulation.faults import FaultPlan
+from tests.simulation.judge import Judge
 from tests.simulation.kernel import SimKernel
+from tests.simulation.state import SimController
 from tests.simulation.world import SimWorld
 
 _UNSIGNED = {
@@ -86,6 +89,8 @@ class StoreOfProcess:
 class Recorder:
     """Implements nvmeofd.operations.observer.Observer and checks that what it is told adds up."""
 
+    judge: Judge
+
     def __init__(self) -> None:
         self.volumes: dict[str, Volume] = {}
         self.jobs: dict[int, Job] = {}
@@ -125,6 +130,7 @@ class Recorder:
         self._expect(job.result.done(), f"job {job.number} finished without an answer")
         self.jobs.pop(job.number, None)
         self.finished.append((job, error))
+        self.judge.finished(job, error)
 
 
 class Host:
@@ -133,12 +139,14 @@ class Host:
     kernel: SimKernel
     engine: Engine
     observer: Recorder
+    judge: Judge
 
     def __init__(self, world: SimWorld, config: Config | None = None) -> None:
         self.world = world
         self.config = config or Config()
         self.store = MemoryStore()
         self._kernels: WeakKeyDictionary[asyncio.Task[Any], SimKernel] = WeakKeyDictionary()
+        world.on_connect.append(self._somebody_connected)
 
     async def boot(self, faults: FaultPlan | None = None) -> None:
         """Start the daemon. Raises what its start raises, and Died."""
@@ -146,7 +154,14 @@ class Host:
         self.observer = Recorder()
         journal = Journal(StoreOfProcess(self.store, self.kernel))
         self.engine = Engine(kernel=self.kernel, journal=journal, config=self.config, observer=self.observer)
+        self.judge = self.observer.judge = Judge(self.kernel, vars(self.engine)["_core"])
+        self.kernel.guardian.letting_go = self.judge.is_forcing
         await self.call(self.engine.start())
+
+    def _somebody_connected(self, controller: SimController) -> None:
+        record = self.journal().subsystems.get(controller.subsystem.nqn)
+        if record is not None and record.intent is not None:
+            controller.ambiguous = record.intent.address == controller.address
 
     def kill(self) -> None:
         """kill -9."""
@@ -185,6 +200,8 @@ class Host:
         return self.submit(self.engine.stage(parse_stage(nqn, namespace, addresses, path, typed(options))))
 
     def start_unstage(self, path: str, **options: Any) -> asyncio.Task[Any]:
+        if options.get("force"):
+            self.world.forced.add(path)
         return self.submit(self.engine.unstage(parse_unstage(path, typed(options))))
 
     def start_disconnect(self, nqn: str, **options: Any) -> asyncio.Task[Any]:
@@ -224,11 +241,15 @@ class Host:
         """Everything that must not be so at quiescence."""
         found = [*self.world.violations, *self.observer.wrong]
         found += [f"still running: {job}" for job in self.engine.jobs.values()]
+        open_results = sum(not job.result.done() for job in vars(self.engine)["_core"].workers.jobs.values())
+        if self.judge.accepted != self.judge.answered + open_results:
+            found.append(f"{self.judge.accepted} jobs were accepted, {self.judge.answered} answered")
         if self.kernel.claims or self.kernel.opened:
             found.append("devices are still held open")
         found += self._left_connected()
         found += self._volumes()
         found += self._leftovers()
+        found += excess(self.kernel, self.engine)
         return found
 
     def _left_connected(self) -> list[str]:
@@ -256,14 +277,21 @@ class Host:
             if volume.state is not VolumeState.LOST and not there:
                 found.append(f"{path} is called {volume.state}, but is not mounted")
         for mount in self.world.mounts.mounts:
-            if mount.by_daemon and mount.space == 0 and mount.mount_point not in self.engine.volumes:
+            there = mount.by_daemon and mount.space == 0 and mount.mount_point not in self.engine.volumes
+            if there and not self._covered(mount.mount_point):
                 found.append(f"the daemon's mount at {mount.mount_point} is left over")
         return found
+
+    def _covered(self, path: str) -> bool:
+        """Whether somebody mounted something over what is to be unmounted."""
+        mounts = self.world.mounts.at(path)
+        return bool(mounts) and not mounts[-1].by_daemon
 
     def _leftovers(self) -> list[str]:
         found = []
         journal = self.journal()
-        held = {path for path in journal.volumes if self.world.mounts.elsewhere(path)} - set(self.engine.volumes)
+        held = {path for path in journal.volumes if self.world.mounts.elsewhere(path) or self._covered(path)}
+        held -= set(self.engine.volumes)
         if set(journal.volumes) - held != set(self.engine.volumes):
             found.append(f"journal has volumes {sorted(journal.volumes)}, the daemon {sorted(self.engine.volumes)}")
         for path, volume in journal.volumes.items():

@@ -15,9 +15,8 @@ from typing import Any
 
 from nvmeofd.config import Config
 from nvmeofd.errors import Failed, NvmeofdError
-from nvmeofd.kernel.interface import ClaimBusy, ConnectError
 from tests.simulation.clock import run
-from tests.simulation.faults import EventFaults, FaultPlan, Gate, usual_error
+from tests.simulation.faults import EventFaults, FaultPlan, Gate, errors_of
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import (
     A1,
@@ -228,6 +227,7 @@ class History:
                 await self.host.disconnect(nqn)
             except NvmeofdError as error:
                 self.complaints.append(f"disconnecting {nqn} in peace failed: {error!r}")
+        await self.host.quiesce(1)
         self.complaints += self.host.complaints()
         if self.world.fabric.controllers():
             self.complaints.append(f"left in the end: {self.world.fabric.controllers()}")
@@ -445,15 +445,9 @@ class History:
 
     def do_fail(self, op: Op) -> None:
         call = CALLS[op.a % len(CALLS)]
-        error = usual_error(call)
-        if call == "connect":
-            error = ConnectError((errno.ECONNREFUSED, errno.EIO, errno.ENOKEY, errno.EINVAL)[op.b % 4], "simulated")
-        elif call == "claim" and op.b % 2:
-            error = ClaimBusy("simulated")
-        elif call == "remove_path":
-            return  # a directory that cannot be removed stays
-        after = op.c % 3 == 0 and call not in ("connect", "resolve")
-        self.host.kernel.faults.fail(call, error, after=after, skip=op.c % 2)
+        after = op.c % 3 == 0
+        errors = errors_of(call, after=after)
+        self.host.kernel.faults.fail(call, errors[op.b % len(errors)], after=after, skip=op.c % 2)
 
     def do_fail_read(self, op: Op) -> None:
         self._reads_fail = True

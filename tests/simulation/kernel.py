@@ -225,14 +225,11 @@ class SimKernel(SimReads):
         def effect() -> None:
             head = self.require_head(namespace)
             self._check_not_link(path)
-            if "_netdev" not in options:
-                self.world.violation(f"mounted {path} without _netdev")
-            if head.disk.unfinished:
-                self.world.violation(f"mounted {head.path}, where mkfs did not end")
             try:
                 self.world.mounts.mount(head, path, fstype, options, by=self)
             except OSError as error:
                 raise CommandError("mount", 32, f"{path}: {error.strerror}") from error
+            self.guardian.check_mount(head, path, VolumeType.FILESYSTEM, options)
 
         ready = self._io(namespace)
         await self.call("mount", effect, detail=f"{namespace.path} {path}", ready=ready, child=True)
@@ -247,11 +244,13 @@ class SimKernel(SimReads):
                 raise CommandError("mount", 32, f"{path}: {error.strerror}") from error
             if read_only:
                 mount.options = ("ro", "relatime")
+            self.guardian.check_mount(head, path, VolumeType.BLOCK, mount.options)
 
         await self.call("bind_device", effect, detail=f"{namespace.path} {path}", child=True)
 
     async def unmount(self, path: str) -> None:
         def effect() -> None:
+            self.guardian.check_unmount(path)
             try:
                 self.world.mounts.unmount(path)
             except OSError as error:
@@ -276,8 +275,12 @@ class SimKernel(SimReads):
         def effect() -> None:
             held = self.world.mounts.elsewhere(path)
             if held is not None and path in self.world.files.nodes:
+                self.world.files.made.discard(path)  # it is left
                 raise HeldElsewhere(path, ForeignMount(held.space, "bash", held.snapshot()))
+            theirs = path in self.world.files.theirs
             self.world.files.unlink(path, kind)
+            if theirs:
+                self.world.violation(f"removed {path}, which was there before")
 
         await self.call("remove_path", effect, detail=path)
 

@@ -34,6 +34,7 @@ class MountTable:
         self._anonymous = Pool(40)
         self.mounts: list[SimMount] = []
         self.generation = 0  # of the host's table
+        self.staged: dict[str, SimHead] = {}  # path → what the daemon mounted there last
         self.busy: set[str] = set()  # paths in whose filesystem a process works, so that they cannot be unmounted
         for point, number, fstype, source in BASE:
             self._add(point, DeviceNumber.parse(number), fstype, source)
@@ -188,6 +189,8 @@ class MountTable:
             by_daemon=by is not None,
         )
         self.mounts.append(mount)
+        if by is not None and head is not None:
+            self.staged[path] = head
         if by is None and space == 0:
             self._world.files.made.discard(path)  # somebody uses it: it need not be removed
         self._touched(space)

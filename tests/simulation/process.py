@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +28,7 @@ class _Operation:
         self.done = False
         self.stop = asyncio.get_running_loop().create_future()  # a child got its SIGKILL
         self.held = False
+        self.context = contextvars.copy_context()
 
     def may_happen(self) -> bool:
         """Whether the kernel could do it now although nobody waits for it any more."""
@@ -52,10 +54,10 @@ class Calls:
         if self.killed:
             raise ProcessKilled
 
-    def read(self, name: str, detail: str = "", *, after: bool = False) -> None:
+    def read(self, name: str, detail: str = "") -> None:
         """A plain call passes here. Raises OSError when the plan says so."""
         self.check_alive()
-        self.apply_now(self.faults.matching(name, detail, after=after))
+        self.apply_now(self.faults.reading(name, detail))
 
     def apply_now(self, rules: list[Rule]) -> None:
         """What goes wrong in a plain call."""
@@ -123,6 +125,8 @@ class Calls:
         rules = self.faults.passing(operation.name, detail, after=after)
         for _ in range(self.faults.rng.randint(0, self.faults.yields)):
             await asyncio.sleep(0)
+        if self.faults.latency:
+            await self._take(self.faults.rng.choice((0.0, self.faults.latency)) * self.faults.rng.random(), operation)
         for rule in rules:
             await self._apply(rule, operation)
         if self.killed:
@@ -136,15 +140,20 @@ class Calls:
             self.kill()
             return
         if rule.seconds:
-            if operation.child:
-                await asyncio.wait([operation.stop], timeout=rule.seconds)
-            else:
-                await asyncio.sleep(rule.seconds)
+            await self._take(rule.seconds, operation)
         if rule.gate is not None:
             operation.held = True
             await rule.gate.wait()
         if rule.error is not None:
             raise rule.error
+
+    @staticmethod
+    async def _take(seconds: float, operation: _Operation) -> None:
+        """Time goes by. A child that is killed ends before."""
+        if operation.child:
+            await asyncio.wait([operation.stop], timeout=seconds)
+        else:
+            await asyncio.sleep(seconds)
 
     def kill(self) -> None:
         """``kill -9``: no call returns, none begins; what was under way in the kernel happens, or does not."""
@@ -154,7 +163,7 @@ class Calls:
         for operation in self._running:
             if operation.may_happen() and self.faults.rng.random() < 0.5:
                 with contextlib.suppress(Exception):  # nobody is left to be told
-                    operation.run()
+                    operation.context.run(operation.run)
         self._running.clear()
         self._died()
         self.process.kill()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
 from nvmeofd.kernel.interface import DeviceChanged, Event, EventKind, Swap
 from nvmeofd.model import Controller, DeviceNumber, HostIdentity, Namespace, Subsystem
 from tests.simulation.faults import FaultPlan
-from tests.simulation.guardian import MOUNTS, looked
+from tests.simulation.files import os_error
+from tests.simulation.guardian import MOUNTS, OWNER, REGISTRY, looked
 from tests.simulation.process import Calls
 from tests.simulation.state import SimController, SimHead
 from tests.simulation.world import SimWorld
-
-OWNER = "nvmeofd"
 
 
 class SimReads(Calls):
@@ -37,6 +37,7 @@ class SimReads(Calls):
         return self.world.multipath
 
     def mkfs_supported(self, fstype: str) -> bool:
+        self.check_alive()
         return fstype in self.world.mkfs_types
 
     # ---- subsystems
@@ -57,7 +58,9 @@ class SimReads(Calls):
     def holders(self, namespace: Namespace) -> tuple[tuple[str, str], ...]:
         self.read("holders", namespace.path)
         head = self.find_head(namespace)
-        return tuple((h.device, h.name) for h in self.world.holders if h.head is head and head is not None)
+        if head is None:
+            raise os_error(errno.ENODEV, namespace.path)
+        return tuple((h.device, h.name) for h in self.world.holders if h.head is head)
 
     def swaps(self) -> tuple[Swap, ...]:
         self.read("swaps")
@@ -73,7 +76,7 @@ class SimReads(Calls):
         return None
 
     def btrfs_siblings(self, device: str) -> frozenset[str]:
-        self.check_alive()
+        self.read("btrfs_siblings", device)
         heads = [h for s in self.world.fabric.subsystems for h in s.heads]
         own = next((h for h in heads if any(d.name == device for d in h.devices)), None)
         if own is None:
@@ -100,11 +103,12 @@ class SimReads(Calls):
 
     def registry_owner(self, controller_name: str) -> str | None:
         self.read("registry_owner", controller_name)
+        looked(REGISTRY + controller_name, self.world.tick())
         return self.world.registry.get(controller_name)
 
     def registry_claim(self, controller_name: str) -> None:
         self.read("registry_claim", controller_name)
-        self.world.registry[controller_name] = OWNER
+        self.world.register(controller_name, OWNER)
 
     def registry_release(self, controller_name: str) -> None:
         self.read("registry_release", controller_name)
@@ -129,21 +133,25 @@ class SimReads(Calls):
     def notify(self, event: Event) -> None:
         """The world reports an event; the plan may lose, double or delay it.
 
-        What is lost is reported as an overflow, later. A change of the mount table is a state and is never lost.
+        What is lost is reported as an overflow, later, or not at all. A change of the mount table is a state and is
+        never lost.
         """
         faults, rng = self.faults.events, self.faults.rng
         if not self._callbacks:
             return
         copies = 2 if rng.random() < faults.duplicate else 1
+        if event.kind is EventKind.DEVICE and rng.random() < faults.silence:
+            return
         if event.kind is EventKind.DEVICE and rng.random() < faults.loss:
             event = Event(EventKind.OVERFLOW)
         loop = asyncio.get_running_loop()
         for callback in self._callbacks:
             for _ in range(copies):
                 delay = rng.uniform(0, faults.delay) if faults.delay else 0.0
-                loop.call_later(delay, self._deliver, callback, event, context=self.process.context)
+                loop.call_later(delay, self.deliver, callback, event, context=self.process.context)
 
-    def _deliver(self, callback: Callable[[Event], None], event: Event) -> None:
+    def deliver(self, callback: Callable[[Event], None], event: Event) -> None:
+        """An event arrives."""
         if callback in self._callbacks:
             callback(event)
 

@@ -51,6 +51,8 @@ class SimController:
     state: str = "live"
     down_since: int = 0  # which outage this is, so that an old timer does not end a new one
     by_daemon: bool = False
+    # Somebody else connected it while the daemon was at it, too: nobody can tell whose it is.
+    ambiguous: bool = False
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.address} {self.state}>"
@@ -89,6 +91,7 @@ class SimHead:
     paths: list[SimController] = field(default_factory=list)
     gone: bool = False
     read_only: bool = False
+    _shown: Namespace | None = None  # asked for again and again, and only the size ever changes
 
     def __repr__(self) -> str:
         return f"<{self.name} nsid {self.nsid} diskseq {self.diskseq}{' gone' if self.gone else ''}>"
@@ -111,6 +114,11 @@ class SimHead:
         return (BlockDevice(self.name, self.number), *self.partitions)
 
     def snapshot(self) -> Namespace:
+        if self._shown is None or self._shown.size != self.size:
+            self._shown = self._snapshot()
+        return self._shown
+
+    def _snapshot(self) -> Namespace:
         return Namespace(
             name=self.name,
             number=self.number,
@@ -127,7 +135,7 @@ class SimHead:
         )
 
     def is_incarnation(self, namespace: Namespace) -> bool:
-        return not self.gone and self.snapshot().same_incarnation(namespace)
+        return not self.gone and self.diskseq == namespace.diskseq and self.snapshot().same_incarnation(namespace)
 
 
 @dataclass(eq=False, slots=True, kw_only=True, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from nvmeofd.kernel.interface import Content
 from nvmeofd.model import Address
@@ -49,10 +50,15 @@ class Disk:
     def wwid(self, nsid: int) -> str:
         """As nvme_ns_head_wwid_show in the kernel: the first identifier that there is."""
         if self.uuid:
-            return f"uuid.{uuid.UUID(self.uuid)}"
+            return f"uuid.{_with_dashes(self.uuid)}"
         if self.nguid or self.eui64:
             return f"eui.{self.nguid or self.eui64}"
         return f"nvme.1af4-{'73696d'}-{'73696d'}-{nsid:08x}"
+
+
+@cache
+def _with_dashes(digits: str) -> str:
+    return str(uuid.UUID(digits))
 
 
 def filesystem(fstype: str = "ext4", **kwargs: object) -> dict[str, object]:

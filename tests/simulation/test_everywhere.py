@@ -6,8 +6,10 @@ A point is the beginning or the end of any call of the kernel that takes time, o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+import errno
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,11 +17,13 @@ import pytest
 from nvmeofd.config import Config
 from nvmeofd.errors import Failed, InUse, NvmeofdError
 from tests.simulation.clock import run
-from tests.simulation.faults import FaultPlan, Gate
+from tests.simulation.faults import FaultPlan, Gate, errors_of
+from tests.simulation.files import Node
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import BLANK, EXT4, ONE, OTHER, PATHS, TWO, XFS, make_world
 from tests.simulation.world import SimWorld
 
+pytestmark = pytest.mark.usefixtures("quiet")
 TIMEOUT = 40
 
 
@@ -120,28 +124,34 @@ async def settle_up(host: Host, scenario: Scenario) -> list[str]:
 
 
 Try = Callable[[Host, int], Coroutine[Any, Any, list[str]]]
+Case = Callable[[Host], Coroutine[Any, Any, list[str]]]
 
 
-def everywhere(scenario: Scenario, attempt: Try) -> None:
-    """Run ``attempt`` for each point of the scenario, and report all the points where it found something wrong."""
-    points, trace = points_of(scenario)
+def run_all(scenario: Scenario, cases: Iterable[tuple[str, Case]]) -> None:
+    """Run each case on a host of its own, and report all that found something wrong."""
 
-    async def main(point: int) -> list[str]:
+    async def main(case: Case) -> list[str]:
         host = await new_host(scenario)
-        found = await attempt(host, point)
+        found = [*await case(host), *host.world.violations]
         if found:
             host.kill()  # as it is
             return found
         return await settle_up(host, scenario)
 
     wrong = []
-    for point in points:
+    for name, case in cases:
         try:
-            found = run(main(point))
-        except Exception as error:  # noqa: BLE001 - reported with its point
+            found = run(main(case))
+        except Exception as error:  # noqa: BLE001 - reported with its case
             found = [repr(error)]
-        wrong += [f"{trace[point - 1]} (point {point}): {text}" for text in found]
+        wrong += [f"{name}: {text}" for text in found]
     assert not wrong, "\n".join(wrong)
+
+
+def everywhere(scenario: Scenario, attempt: Try) -> None:
+    """Run ``attempt`` for each point of the scenario."""
+    points, trace = points_of(scenario)
+    run_all(scenario, [(f"{trace[p - 1]} (point {p})", partial(attempt, point=p)) for p in points])  # type: ignore[call-arg]
 
 
 @all_scenarios
@@ -166,22 +176,62 @@ def test_crash(scenario: Scenario, twice: bool) -> None:
     everywhere(scenario, attempt)
 
 
+def failing(scenario: Scenario) -> Iterator[tuple[str, Case]]:
+    """Each call with each of its errors, before its effect and, where that can be, after it."""
+    points, trace = points_of(scenario)
+
+    def case(point: int, number: int, call: str, *, after: bool) -> Case:
+        async def attempt(host: Host) -> list[str]:
+            host.kernel.faults.at(point, error=errors_of(call, after=after)[number])
+            try:
+                await scenario.act(host)
+            except Failed as failed:
+                if "journal" not in call:
+                    return [repr(failed)]
+            except NvmeofdError:
+                pass
+            return []
+
+        return attempt
+
+    for point in points:
+        call, after = trace[point - 1].partition(" ")[0][:-1], ">" in trace[point - 1]
+        for number, error in enumerate(errors_of(call, after=after)):
+            yield f"{trace[point - 1]} (point {point}) with {error!r}", case(point, number, call, after=after)
+
+
 @all_scenarios
 def test_failure(scenario: Scenario) -> None:
-    trace = points_of(scenario)[1]
+    run_all(scenario, failing(scenario))
 
-    async def attempt(host: Host, point: int) -> list[str]:
-        host.kernel.faults.at(point, fail=True)
-        try:
+
+@all_scenarios
+@pytest.mark.parametrize("times", [1, 1000], ids=["once", "from-there-on"])
+def test_failure_of_a_read(scenario: Scenario, times: int) -> None:
+    """Something in sysfs, /proc or the registry cannot be read: that is never taken for "not in use"."""
+
+    async def reads() -> tuple[range, list[str]]:
+        host = await new_host(scenario)
+        first = len(host.kernel.faults.reads)
+        with contextlib.suppress(NvmeofdError):
             await scenario.act(host)
-        except Failed as error:
-            if "journal" not in trace[point - 1]:
-                return [repr(error)]
-        except NvmeofdError:
-            pass
-        return []
+        names = host.kernel.faults.reads
+        last = len(names)
+        await host.stop()
+        return range(first + 1, last + 1), names
 
-    everywhere(scenario, attempt)
+    def case(number: int) -> Case:
+        async def attempt(host: Host) -> list[str]:
+            host.kernel.faults.nothing_readable(range(number, number + times))
+            with contextlib.suppress(NvmeofdError, OSError):
+                await scenario.act(host)
+            await host.quiesce(1)
+            return []
+
+        return attempt
+
+    numbers, names = run(reads())
+    run_all(scenario, [(f"{names[number - 1]} (read {number})", case(number)) for number in numbers])
 
 
 @all_scenarios
@@ -288,6 +338,83 @@ def test_somebody_comes(scenario: Scenario, user: str) -> None:
     for point in points:
         wrong += [f"{trace[point - 1]} (point {point}): {text}" for text in run(main(point))]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("node", Node)
+@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.name in ("stage", "block")], ids=str)
+def test_somebody_makes_the_staging_path(scenario: Scenario, node: Node) -> None:
+    """Whenever that is, what others made is not removed, and the daemon comes to an end with it."""
+
+    def case(point: int, path: str) -> Case:
+        async def attempt(host: Host) -> list[str]:
+            files = host.world.files
+
+            def make() -> None:
+                if path not in files.nodes:
+                    host.world.meddling["files"] += 1
+                    files.add(path, node)
+
+            host.kernel.faults.at(point, action=make)
+            with contextlib.suppress(NvmeofdError):
+                await scenario.act(host)
+            await host.quiesce(70)
+            found = host.complaints()
+            for staged in list(host.engine.volumes):
+                await host.unstage(staged)
+            if path in files.theirs:
+                files.remove(path)
+            return found
+
+        return attempt
+
+    points, trace = points_of(scenario)
+    path = "/srv/new" if scenario.name == "stage" else "/srv/disk"
+    run_all(scenario, [(f"{trace[point - 1]} (point {point})", case(point, path)) for point in points])
+
+
+@pytest.mark.parametrize("node", Node)
+def test_somebody_replaces_the_staging_path(node: Node) -> None:
+    """The mount was taken away, and then the path: the volume can be unstaged, and nothing is left to be done."""
+
+    async def main(kind: str) -> None:
+        host = Host(make_world(5))
+        await host.boot()
+        await host.stage(ONE, BLANK if kind == "block" else EXT4, PATHS, "/srv/new", type=kind)
+        host.world.unmount("/srv/new")
+        host.world.files.remove("/srv/new")
+        # one empty directory is like another
+        theirs = node is not (Node.EMPTY_FILE if kind == "block" else Node.DIRECTORY)
+        host.world.files.add("/srv/new", node, theirs=theirs)
+        await host.unstage("/srv/new")
+        await host.quiesce(70)
+        assert host.complaints() == []
+        assert not theirs or host.world.files.nodes["/srv/new"] is node
+        await host.stop()
+
+    for kind in ("filesystem", "block"):
+        run(main(kind))
+
+
+def test_a_filesystem_in_use_is_not_wiped_off_because_of_an_old_note() -> None:
+    """The note of a mkfs could not be removed, the filesystem is used since, and the daemon starts again."""
+
+    async def main() -> None:
+        host = Host(make_world(5))
+        await host.boot()
+        await stage_xfs(host)  # so that it stays connected
+        host.kernel.faults.fail("journal_delete", OSError(errno.EIO, "simulated"), detail="format", times=3)
+        for _ in range(5):
+            with contextlib.suppress(NvmeofdError):
+                await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty")
+                await host.unstage("/srv/a", keep_connected=True)
+        host.kill()
+        await host.boot()
+        await host.quiesce(70)
+        assert host.complaints() == []
+        assert host.world.fabric.targets[ONE].namespaces[3].fstype == "ext4"
+        await host.stop()
+
+    run(main())
 
 
 @pytest.mark.parametrize("user", sorted(USERS.keys() - {"container"}))

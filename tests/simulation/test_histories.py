@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.simulation.histories import KINDS, WAITS, History, Op, draw, play
 
+pytestmark = pytest.mark.usefixtures("quiet")
 numbers = st.integers(0, 63)
 ops = st.builds(
     Op,

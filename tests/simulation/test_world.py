@@ -324,7 +324,7 @@ async def test_paths(world: SimWorld, kernel: SimKernel) -> None:
         with pytest.raises(StagingPathError):
             await kernel.inspect_path(bad)
     await kernel.create_path("/srv/new", VolumeType.FILESYSTEM)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(StagingPathError):
         await kernel.create_path("/srv/new", VolumeType.FILESYSTEM)
     await kernel.remove_path("/srv/new", VolumeType.FILESYSTEM)
     await kernel.remove_path("/srv/new", VolumeType.FILESYSTEM)

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import errno
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,13 @@ class SimWorld:
         self.mkfs_types = {"ext4", "xfs", "btrfs"}
         self.dns: dict[str, tuple[str, ...]] = {}
         self.registry: dict[str, str] = {}
+        self.registered: dict[str, int] = {}  # when that was written
         self.registry_rule = True  # the udev rule of libnvme that removes entries of controllers that went
         self.violations: list[str] = []
+        # how often others changed something, by what: "mounts", "paths" (controllers), "disks", "users", "files"
+        self.meddling: Counter[str] = Counter()
+        self.forced: set[str] = set()  # staging paths that somebody wants unstaged by force
+        self.on_connect: list[Callable[[SimController], None]] = []  # told when somebody else connects
         self.openers: list[Opener] = []
         self.holders: list[Holder] = []
         self.swaps: list[SimSwap] = []
@@ -124,16 +130,25 @@ class SimWorld:
     def connect(self, nqn: str, address: str, *, host: HostIdentity = HOST, owner: str = "") -> SimController:
         """Somebody else connects a path. Raises OSError."""
         controller = self.fabric.connect(nqn, Address.parse(address), host, loss=None, by_daemon=False)
+        self.meddling["paths"] += 1
         if owner:
-            self.registry[controller.name] = owner
+            self.register(controller.name, owner)
+        for tell in self.on_connect:
+            tell(controller)
         return controller
 
     def disconnect(self, nqn: str) -> None:
         """Somebody else deletes all controllers, without a look at who uses them."""
         subsystem = self.fabric.subsystem(nqn)
+        self.meddling["paths"] += 1
         for controller in list(subsystem.controllers) if subsystem else ():
             self.registry.pop(controller.name, None)
             self.fabric.remove(controller)
+
+    def register(self, name: str, owner: str) -> None:
+        """Somebody puts his name on a controller."""
+        self.registry[name] = owner
+        self.registered[name] = self.tick()
 
     def path_down(self, address: str) -> None:
         self.fabric.path_down(str(Address.parse(address)))
@@ -153,27 +168,34 @@ class SimWorld:
     def mount(self, head: SimHead, path: str, *, fstype: str = "", space: int = 0) -> None:
         """Somebody mounts a disk, here or (``space``: pid) in a mount namespace of their own. Raises OSError."""
         self.mounts.mount(head, path, fstype or head.disk.fstype, (), space=space)
+        self.meddling["mounts"] += 1
 
     def bind(self, source: str, path: str, *, space: int = 0) -> None:
         """Somebody binds a mounted path to another place."""
         self.mounts.bind(source, path, space=space)
+        self.meddling["mounts"] += 1
 
     def bind_device(self, head: SimHead, path: str, *, space: int = 0) -> None:
         """Somebody binds the device node onto a file."""
         self.mounts.bind_device(head, path, space=space)
+        self.meddling["mounts"] += 1
 
     def unmount(self, path: str, *, space: int = 0, lazy: bool = False) -> None:
         """Somebody unmounts the topmost mount of a path. Raises OSError."""
         self.mounts.unmount(path, space=space, lazy=lazy)
+        self.meddling["mounts"] += 1
 
     def unshare(self) -> int:
         """A process takes a copy of the host's mount namespace for itself. Returns its pid."""
         pid = self.new_pid()
         self.mounts.copy(pid)
+        self.meddling["mounts"] += 1
         return pid
 
     def end_process(self, pid: int) -> None:
         """A process ends: its mount namespace and open files go."""
+        self.meddling["mounts"] += 1
+        self.meddling["users"] += 1
         self.mounts.drop_space(pid)
         self.openers[:] = [opener for opener in self.openers if opener.pid != pid]
         self.released()
@@ -189,12 +211,14 @@ class SimWorld:
             pid=self.new_pid(), command=command, head=head, number=number, seq=self.tick(), exclusive=exclusive
         )
         self.openers.append(opener)
+        self.meddling["users"] += 1
         self.changed()
         return opener
 
     def close(self, opener: Opener) -> None:
         if opener in self.openers:
             self.openers.remove(opener)
+            self.meddling["users"] += not opener.transient
         self.released()
 
     def hold(self, head: SimHead, name: str = "") -> Holder:
@@ -204,6 +228,7 @@ class SimWorld:
         free = next(f"dm-{i}" for i in range(1000) if f"dm-{i}" not in used)
         holder = Holder(name=name or free, head=head, device=head.name, seq=self.tick())
         self.holders.append(holder)
+        self.meddling["users"] += 1
         self.emit_device("add", "block", holder.name)
         self.changed()
         return holder
@@ -211,6 +236,7 @@ class SimWorld:
     def release(self, holder: Holder) -> None:
         if holder in self.holders:
             self.holders.remove(holder)
+            self.meddling["users"] += 1
             self.emit_device("remove", "block", holder.name)
         self.released()
 
@@ -218,10 +244,12 @@ class SimWorld:
         """Raises OSError."""
         self.require_free(head)
         self.swaps.append(SimSwap(head=head, device=head.devices[-1], seq=self.tick()))
+        self.meddling["users"] += 1
         self.changed()
 
     def swapoff(self, head: SimHead) -> None:
         self.swaps[:] = [swap for swap in self.swaps if swap.head is not head]
+        self.meddling["users"] += 1
         self.released()
 
     def udev_probes(self, head: SimHead) -> None:
