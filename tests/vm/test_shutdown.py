@@ -15,10 +15,21 @@ EXT4, XFS, RAW = 1, 2, 3
 LIMIT = 30.0  # seconds
 PATIENCE = 400.0  # for a shutdown that hangs: longer than the service manager would wait for anything
 SEEN = "/var/lib/vm/seen"
+# In place of what makes the network of a real host: that of the guest is always there.
+NETWORK = "stand-in-network.service"
+STAND_IN = b"""[Unit]
+Wants=network.target
+Before=network.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=true
+"""
 # What is there when the daemon has just stopped, for the next boot to look at.
 OBSERVER = f"""[Service]
 ExecStopPost=/bin/sh -c 'cat /proc/self/mountinfo > {SEEN}.mounts'
-ExecStopPost=/bin/sh -c 'systemctl show --value --property ActiveState network.target > {SEEN}.network'
+ExecStopPost=/bin/sh -c 'systemctl show --value --property ActiveState {NETWORK} > {SEEN}.network'
 """
 
 
@@ -28,8 +39,9 @@ def prepared(guest: Guest) -> Daemon:
     for nsid, fstype in ((EXT4, "ext4"), (XFS, "xfs")):
         guest.call(users.make_filesystem, backing(nsid), fstype)
     guest.write("/etc/systemd/system/nvmeofd.service.d/observer.conf", OBSERVER.encode())
+    guest.write(f"/etc/systemd/system/{NETWORK}", STAND_IN)
     guest.run(["systemctl", "daemon-reload"])
-    guest.run(["systemctl", "start", "network.target"])  # what brings a network up on a real host pulls it in
+    guest.run(["systemctl", "start", NETWORK])
     guest.snapshot("shutdown")
     return Daemon(guest)
 
