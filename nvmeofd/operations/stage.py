@@ -72,8 +72,8 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
         except (DeviceChanged, OSError) as error:
             raise MountFailed(f"{namespace.path}: {error}") from error
         job.checkpoint()
+        _keep_no_more(core, request.nqn, transaction)
         core.journal.put_volume(replace(record, phase=Phase.STAGED))
-    core.ownership.set_keep(request.nqn, False)
     volume = record.volume or volume
     core.add_volume(volume)
     log.info("%s: staged %s as %s", job, volume.wwid, volume.device)
@@ -225,6 +225,18 @@ def _verified(core: Core, volume: Volume, namespace: Namespace) -> Mount:
     if volume.type is VolumeType.FILESYSTEM and read_only and not volume.read_only:
         raise MountFailed(f"{namespace.path} is write-protected; ask for read-only to mount it so")
     return mounts[-1]
+
+
+def _keep_no_more(core: Core, nqn: str, transaction: Transaction) -> None:
+    """From here on the subsystem goes with its last user, whatever an Unstage asked for before. Raises OSError."""
+    if not core.ownership.keeps(nqn):
+        return
+
+    async def keep() -> None:
+        core.ownership.set_keep(nqn, True)
+
+    transaction.on_failure(f"keep {nqn} connected", keep)
+    core.ownership.set_keep(nqn, False)
 
 
 async def _restore_record(core: Core, path: str, previous: VolumeRecord | None) -> None:

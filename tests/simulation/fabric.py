@@ -107,6 +107,8 @@ class Fabric:
         for head in list(subsystem.heads):
             self._drop_path(head, controller)
         subsystem.controllers.remove(controller)
+        if not subsystem.controllers:
+            self._world.kept.discard(subsystem.nqn)
         if controller.index != subsystem.index:
             self._indexes.free(controller.index)
         if self._world.registry_rule:

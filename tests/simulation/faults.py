@@ -288,6 +288,8 @@ def errors_of(call: str, *, after: bool = False) -> list[Exception]:
 
     ``after``: those that it may raise although its effect came about.
     """
+    if after and call.startswith("journal"):
+        return []  # the last step of it is a rename, or an unlink
     found: list[Exception] = []
     if call == "resolve":
         found.append(ConnectError(errno.EHOSTUNREACH, "simulated failure to resolve"))

@@ -20,6 +20,7 @@ from tests.simulation.faults import JOB
 from tests.simulation.state import SimController, SimHead
 
 if TYPE_CHECKING:
+    from nvmeofd.workers import Job
     from tests.simulation.kernel import SimKernel
 
 OWNER = "nvmeofd"
@@ -65,8 +66,11 @@ class Guardian:
         if job.nqn != controller.subsystem.nqn:
             self._wrong(f"{job} deleted {controller.name} of {controller.subsystem.nqn}")
         own = controller.by_daemon or controller.ambiguous
-        if job.operation is not OperationKind.DISCONNECT and not own:
+        asked = job.operation is OperationKind.DISCONNECT or self._is_forced(job)
+        if not own and not asked:
             self._wrong(f"{job} deleted {controller.name}, which somebody else connected")
+        if job.operation is OperationKind.TIDY and job.nqn in world.kept:
+            self._wrong(f"{job} deleted {controller.name}, which was to be kept")
 
     def _check_head(self, controller: SimController, head: SimHead) -> None:
         world, looks = self._kernel.world, _LOOKS.get()
@@ -87,9 +91,12 @@ class Guardian:
         job, world = JOB.get(), self._kernel.world
         if job is None or head.live or job.operation not in (OperationKind.UNSTAGE, OperationKind.TIDY):
             return False
-        path = job.staging_path
-        own = any(mount.by_daemon and mount.head is head for mount in world.mounts.at(path))
-        return own and path in world.forced and self.letting_go(path)
+        own = any(mount.by_daemon and mount.head is head for mount in world.mounts.at(job.staging_path))
+        return own and self._is_forced(job)
+
+    def _is_forced(self, job: Job) -> bool:
+        """Whether it lets go of a dead volume, as somebody asked for."""
+        return job.staging_path in self._kernel.world.forced and self.letting_go(job.staging_path)
 
     # ---- mounting
 
@@ -156,7 +163,6 @@ class Guardian:
         if not isinstance(request, StageRequest):
             self._wrong(f"{job} {what}")
             return None
-        namespace = head.snapshot()
-        if request.nqn != namespace.nqn or not namespace.matches(request.namespace):
-            self._wrong(f"{what}, which is {namespace.wwid} of {namespace.nqn}; asked for: {request}")
+        if request.nqn != head.subsystem.nqn or not head.is_meant_by(request.namespace):
+            self._wrong(f"{what}, which is {head.disk.wwid(head.nsid)} of {head.subsystem.nqn}; asked for: {request}")
         return request

@@ -49,6 +49,12 @@ def typed(options: Mapping[str, Any]) -> dict[str, Typed]:
     return found
 
 
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Nobody is left to be told."""
+    if not task.cancelled():
+        task.exception()
+
+
 class Died(Exception):
     """The daemon was killed before it answered."""
 
@@ -173,6 +179,26 @@ class Host:
         await self.call(self.engine.close())
         self.world.handles.remove(self.kernel)
 
+    async def end(self, timeout: float | None) -> bool:
+        """An orderly end in the middle of work, as the daemon does it. Returns False if the kernel held something.
+
+        Raises Died.
+        """
+        started, kernel = self.now(), self.kernel
+        held = await self.call(self.engine.drain(timeout))
+        # the longest that a job may take, should there be no limit
+        limit = timeout if timeout is not None else max(self.config.timeout, 60)
+        if self.now() - started > limit + 0.001:
+            self.world.violation(f"draining took {self.now() - started} s")
+        if not held:
+            await self.call(self.engine.close())
+            left = [task for task in kernel.process.tasks if not task.done()]
+            # questions of clients are the bus's to end
+            if left and not any(task in self._kernels for task in left):
+                self.world.violation(f"tasks are left over at the end: {left}")
+        self.kill()
+        return not held
+
     def submit(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine as part of the daemon and return at once."""
         task: asyncio.Task[Any] = self.kernel.spawn(coro)
@@ -185,6 +211,7 @@ class Host:
         kernel = self._kernels[task]
         await self.world.until(lambda: task.done() or kernel.killed)
         if not task.done() or kernel.killed:
+            task.add_done_callback(_retrieve, context=contextvars.Context())
             raise Died
         return task.result()
 
@@ -256,7 +283,7 @@ class Host:
         found = []
         records = self.journal().subsystems
         for subsystem in self.world.fabric.subsystems:
-            own = [c for c in subsystem.controllers if c.by_daemon]
+            own = [c for c in subsystem.controllers if self.world.owned_by_daemon(c)]
             keep = subsystem.nqn in records and records[subsystem.nqn].keep
             used = self.world.subsystem_uses(subsystem.nqn, but=self.kernel)
             if own and not keep and not used:

@@ -73,6 +73,11 @@ class Judge:
 
     def _accept(self, job: Job) -> None:
         self.accepted += 1
+        config = self._core.config
+        waiting, all_jobs = self._core.workers.pending(job.nqn), len(self._core.workers.jobs)
+        # one of them is about to begin
+        if job.visible and (waiting > config.queue_limit + 1 or all_jobs > config.total_limit):
+            self._wrong(job, f"was accepted as one of {waiting} that wait and {all_jobs} in all")
 
         def answer(_: object) -> None:
             if self._kernel.killed:
@@ -92,6 +97,8 @@ class Judge:
             self._wrong(job, "begins after one that came later")
         self._running[job.nqn], self._begun[job.nqn] = job, job.number
         before = self._picture(job)
+        if job.operation in (OperationKind.UNSTAGE, OperationKind.DISCONNECT):
+            self._world.kept.discard(job.nqn)
         try:
             result = await work(job)
         except BaseException as error:
@@ -186,6 +193,8 @@ class Judge:
         request = job.request
         assert isinstance(request, StageRequest)
         self._world.forced.discard(request.staging_path)
+        if before.volume is None:
+            self._world.kept.discard(request.nqn)
         if volume != self._core.volumes.get(request.staging_path):
             self._wrong(job, f"says {volume}, and keeps {self._core.volumes.get(request.staging_path)}")
         record = self._core.journal.volumes.get(request.staging_path)
@@ -199,7 +208,7 @@ class Judge:
             self._wrong(job, f"says {volume}, and there is {head}")
             return
         namespace = head.snapshot()
-        if not namespace.matches(request.namespace) or namespace.nqn != request.nqn:
+        if not head.is_meant_by(request.namespace) or namespace.nqn != request.nqn:
             self._wrong(job, f"says success, and there is {namespace.wwid} of {namespace.nqn}")
         shown = (namespace.wwid, namespace.number, namespace.diskseq, namespace.nsid)
         if shown != (volume.wwid, volume.number, volume.diskseq, volume.nsid):
@@ -220,6 +229,11 @@ class Judge:
         if self._calm(before, "mounts") and any(m.by_daemon for m in self._world.mounts.at(path)):
             self._wrong(job, "succeeded, and the volume is mounted")
         left = self._controllers(job.nqn)
+        if request.keep_connected and before.volume is not None:
+            if left:
+                self._world.kept.add(job.nqn)
+            if self._calm(before, "paths") and left != before.controllers:
+                self._wrong(job, f"was to keep {before.controllers}, and there is {left}")
         # it says no when it cannot tell
         unclear = not disconnected and self._kernel.faults.hits != before.hits
         if self._calm(before, "paths") and disconnected is bool(left) and not unclear:
@@ -230,7 +244,8 @@ class Judge:
         if path in self._world.files.made and not self._world.mounts.at(path):
             self._wrong(job, "succeeded, and its staging path is left over")
         wanted = not request.keep_connected and not self._core.config.disconnect_delay
-        if volume is not None and wanted and any(c.by_daemon for c in left) and not self._excused(job):
+        own = any(map(self._world.owned_by_daemon, left))
+        if volume is not None and wanted and own and not self._excused(job):
             self._wrong(job, f"leaves {left} connected for no reason")
 
     def _excused(self, job: Job) -> bool:
@@ -251,8 +266,8 @@ class Judge:
     def _not_staged(self, job: Job, before: _Picture) -> None:
         """Exactly what it did is undone, but for what it names."""
         if job.leftovers:
-            for left in job.leftovers:
-                if left.startswith("remove "):
+            for what in job.leftovers:
+                if what.startswith("remove "):
                     self._world.files.made.discard(job.staging_path)  # its caller was told
             return
         if self._calm(before, "disks"):
@@ -264,7 +279,8 @@ class Judge:
         now = self._core.volumes.get(job.staging_path)
         if _but_state(now) != _but_state(before.volume):
             self._wrong(job, f"failed, and has made of {before.volume}: {now}")
-        new = [c for c in self._controllers(job.nqn) if c.by_daemon and c not in before.controllers]
+        left = self._controllers(job.nqn)
+        new = [c for c in left if self._world.owned_by_daemon(c) and c not in before.controllers]
         if new and self._at_peace(before) and not self._excused(job):
             self._wrong(job, f"failed, and has left {new} connected for no reason")
 

@@ -16,6 +16,7 @@ TWO = "nqn.2024-01.org.example:two"
 A1 = "tcp://127.0.0.1:4420"
 A2 = "tcp://127.0.0.2:4420"
 PATHS = [A1, A2]
+TARGET = "target.example"  # resolves to the hosts of both
 EXT4 = "uuid.11111111-1111-1111-1111-111111111111"
 XFS = "uuid.22222222-2222-2222-2222-222222222222"
 BLANK = "uuid.33333333-3333-3333-3333-333333333333"
@@ -42,6 +43,7 @@ def make_world(seed: int = 0, *, instant: bool = False) -> SimWorld:
         disk(BTRFS, fstype="btrfs", fs_uuid="b7"),
     )
     world.add_target(TWO, PATHS, disk(OTHER, fstype="ext4", fs_uuid="e8"), disk(SPARE))
+    world.dns[TARGET] = ("127.0.0.1", "127.0.0.2")
     for path in DIRECTORIES:
         world.files.add(path)
     world.files.add(FILE, Node.EMPTY_FILE)

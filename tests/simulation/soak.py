@@ -14,7 +14,8 @@ import sys
 import time
 
 from nvmeofd.log import log
-from tests.simulation.histories import KINDS, Op, draw, play
+from tests.simulation.acts import Op
+from tests.simulation.histories import KINDS, draw, play
 
 
 def complaints(seed: int, ops: list[Op]) -> tuple[list[str], int]:

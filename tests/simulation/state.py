@@ -11,7 +11,9 @@ from nvmeofd.model import (
     Controller,
     DeviceNumber,
     HostIdentity,
+    IdKind,
     Namespace,
+    NamespaceId,
     Subsystem,
     Transport,
 )
@@ -134,8 +136,22 @@ class SimHead:
             generic=self.generic,
         )
 
+    def is_meant_by(self, wanted: NamespaceId) -> bool:
+        """Whether a request names this disk. Not what the daemon goes by: this is to judge it."""
+        match wanted.kind:
+            case IdKind.NSID:
+                return str(self.nsid) == wanted.value
+            case IdKind.UUID:
+                return self.disk.uuid == wanted.value
+            case IdKind.EUI:
+                return wanted.value in (self.disk.nguid, self.disk.eui64)
+            case IdKind.WWID:
+                return self.disk.wwid(self.nsid) == wanted.value
+
     def is_incarnation(self, namespace: Namespace) -> bool:
-        return not self.gone and self.diskseq == namespace.diskseq and self.snapshot().same_incarnation(namespace)
+        shown = self.snapshot()
+        mine = (shown.wwid, shown.number, shown.diskseq)
+        return not self.gone and mine == (namespace.wwid, namespace.number, namespace.diskseq)
 
 
 @dataclass(eq=False, slots=True, kw_only=True, repr=False)

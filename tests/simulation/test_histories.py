@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.simulation.histories import KINDS, WAITS, History, Op, draw, play
+from tests.simulation.acts import Op
+from tests.simulation.histories import KINDS, WAITS, History, draw, play
 
 pytestmark = pytest.mark.usefixtures("quiet")
 numbers = st.integers(0, 63)

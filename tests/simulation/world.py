@@ -52,6 +52,7 @@ class SimWorld:
         # how often others changed something, by what: "mounts", "paths" (controllers), "disks", "users", "files"
         self.meddling: Counter[str] = Counter()
         self.forced: set[str] = set()  # staging paths that somebody wants unstaged by force
+        self.kept: set[str] = set()  # subsystems that the last Unstage was to keep connected
         self.on_connect: list[Callable[[SimController], None]] = []  # told when somebody else connects
         self.openers: list[Opener] = []
         self.holders: list[Holder] = []
@@ -144,6 +145,10 @@ class SimWorld:
         for controller in list(subsystem.controllers) if subsystem else ():
             self.registry.pop(controller.name, None)
             self.fabric.remove(controller)
+
+    def owned_by_daemon(self, controller: SimController) -> bool:
+        """Whether the daemon connected it, and nobody has taken it over since."""
+        return controller.by_daemon and self.registry.get(controller.name, "nvmeofd") == "nvmeofd"
 
     def register(self, name: str, owner: str) -> None:
         """Somebody puts his name on a controller."""
