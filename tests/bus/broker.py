@@ -10,6 +10,8 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
+from pathlib import Path
 from typing import Self
 
 from tests.bus.harness import REPOSITORY, PrivateBus
@@ -34,16 +36,39 @@ def missing() -> str:
     return ""
 
 
+class _Journal:
+    """Reads what the broker logs, and drops it. The broker waits for a journal that does not read."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "socket"
+        self._thread = threading.Thread(target=self._read, name="journal of a broker")
+
+    def start(self) -> None:
+        self._path.parent.mkdir()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self._path))
+        self._thread.start()
+
+    def _read(self) -> None:
+        while self._socket.recv(1 << 16):
+            pass
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", str(self._path))
+            self._thread.join()
+            self._socket.close()
+
+
 class PrivateBroker(PrivateBus):
     def __init__(self, *, extra_policy: str = "", max_replies: int = 5000) -> None:
         super().__init__(extra_policy=extra_policy, max_replies=max_replies)
-        self._journal: socket.socket | None = None
+        self._journal = _Journal(self.directory / "journal")
 
     def __enter__(self) -> Self:
         path = self.directory / "socket"
-        (self.directory / "journal").mkdir()
-        self._journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._journal.bind(str(self.directory / "journal" / "socket"))
+        self._journal.start()
         programs = "" if shutil.which("dbus-broker-launch") else str(UNPACKED)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
             listening.bind(str(path))
@@ -60,12 +85,9 @@ class PrivateBroker(PrivateBus):
             )
         return self
 
-    # Nobody reads the journal: the broker counts what it could not log, and goes on.
-
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()  # not SIGKILL: the launcher ends the broker
             self._process.wait()
             self._process = None
-        if self._journal is not None:
-            self._journal.close()
+        self._journal.stop()
