@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import pytest
 
@@ -23,10 +22,9 @@ def mortal_guest(guest: Guest) -> Guest:
 
 
 @pytest.mark.parametrize("scenario", crashes.SCENARIOS)
-def test_killed(mortal_guest: Guest, scenario: str, record_property: Callable[[str, object], None]) -> None:
+def test_killed(mortal_guest: Guest, scenario: str) -> None:
     report = mortal_guest.call(crashes.run, scenario, MOMENTS, timeout=SECONDS)
-    for key in ("passed", "killed", "seconds"):
-        record_property(key, report[key])  # type: ignore[literal-required]
+    print(f"{len(report['killed'])} of {report['moments']} in {report['seconds']:.0f} s: {report['killed']}")
     assert not report["wrong"], "\n".join(report["wrong"])
     # what was to be killed earlier has to have been alive, and to have come there
     assert report["moments"] >= 5
