@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import select
+import time
 
 from nvmeofd.kernel.interface import Mount
 from nvmeofd.model import DeviceNumber
 
 # The kernel hands out about a page at each read, whatever is asked for (seq_read_iter, fs/seq_file.c).
 _READ_SIZE = 1 << 20
-# How often a table that keeps changing is read before the last reading has to do.
+# How often a table that keeps changing is read, and for how many seconds, before the last reading has to do. A table of
+# 10,000 mounts takes some 20 ms each time, during which the loop stands still.
 _ATTEMPTS = 5
+_PATIENCE = 0.02
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 # seq_dentry() appends it, unescaped, to the root of a mount whose directory entry is gone.
@@ -105,13 +108,15 @@ class MountTable:
         say so.
         """
         table = b""
-        for _ in range(_ATTEMPTS):
+        until = time.monotonic() + _PATIENCE
+        for attempt in range(1, _ATTEMPTS + 1):
             self._polled()
             table = read_table(self._fd)
             if not self._polled():
                 break
-        else:
-            self._doubtful = True
+            if attempt == _ATTEMPTS or time.monotonic() >= until:
+                self._doubtful = True
+                break
         # Not splitlines(): that would also split at a carriage return, which the kernel does not escape.
         return tuple(line for line in table.split(b"\n") if line)
 

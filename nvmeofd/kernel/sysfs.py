@@ -212,7 +212,7 @@ def parse_address(text: str) -> dict[str, str]:
     drivers/nvme/host/fabrics.c; nvme_tcp_get_address adds src_addr). The loop transport has an empty one.
     """
     pairs = (item.partition("=") for item in text.strip().split(","))
-    return {key: value for key, equals, value in pairs if equals}
+    return {key: value for key, equals, value in pairs if key and equals}
 
 
 def hex_digits(text: str) -> str:

@@ -37,6 +37,7 @@ def test_addresses() -> None:
         "src_addr": "fe80::2",
     }
     assert parse_address("\n") == {}
+    assert parse_address("traddr=127.0.0.1,=4420,trsvcid") == {"traddr": "127.0.0.1"}
     assert parse_address("traddr=nn-0x1:pn-0x2,host_traddr=nn-0x3:pn-0x4")["host_traddr"] == "nn-0x3:pn-0x4"
 
 
