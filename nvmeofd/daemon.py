@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from logging import INFO
 from pathlib import Path
 from subprocess import SubprocessError
@@ -106,13 +107,13 @@ class Daemon:
                     kernel=kernel,
                     journal=Journal(DirectoryStore(JOURNAL_DIRECTORY)),
                     config=self._config,
-                    observer=_StatusObserver(bus, self._status_changed),
+                    observer=_StatusObserver(bus, partial(self._status_changed, bus)),
                 )
                 await self._engine.start()
                 bus.export(self._engine)
                 await bus.own_name()
                 self._manager.ready()
-                self._update_status()
+                self._update_status(bus)
                 log.info("nvmeofd %s is ready", __version__)
                 return await self._serve(bus, self._engine)
         finally:
@@ -198,21 +199,17 @@ class Daemon:
             log.info("the configuration is loaded again")
         self._manager.ready()
 
-    def _status_changed(self) -> None:
-        """News come in bursts, and counting subsystems reads sysfs: one look for all of them."""
+    def _status_changed(self, bus: BusService) -> None:
+        """News come in bursts."""
         if self._status_timer is None and not self._stop.is_set():
-            self._status_timer = asyncio.get_running_loop().call_later(STATUS_DELAY, self._update_status)
+            self._status_timer = asyncio.get_running_loop().call_later(STATUS_DELAY, self._update_status, bus)
 
-    def _update_status(self) -> None:
+    def _update_status(self, bus: BusService) -> None:
         self._status_timer = None
         if self._engine is None:
             return
-        try:
-            connected = str(len(self._engine.subsystems()))
-        except OSError:
-            connected = "unknown"
         volumes, jobs = len(self._engine.volumes), len(self._engine.jobs)
-        self._manager.status(f"Volumes: {volumes}, subsystems: {connected}, jobs: {jobs}")
+        self._manager.status(f"Volumes: {volumes}, subsystems: {bus.subsystem_count}, jobs: {jobs}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -143,6 +143,11 @@ class BusService:
                 obj.known = one
                 self._tree.changed(obj)
 
+    @property
+    def subsystem_count(self) -> int:
+        """How many subsystems are exported: as many as were connected when they were last looked at."""
+        return len(self._subsystems)
+
     # From the core
 
     def volume_added(self, volume: Volume) -> None:

@@ -31,6 +31,14 @@ class Sysfs:
 
     def subsystems(self) -> tuple[Subsystem, ...]:
         """Every subsystem reached over a fabric. Raises OSError."""
+        return self._find(None)
+
+    def subsystem(self, nqn: str) -> Subsystem | None:
+        """Raises OSError."""
+        return next(iter(self._find(nqn)), None)
+
+    def _find(self, nqn: str | None) -> tuple[Subsystem, ...]:
+        """The one with this NQN, or all. Of the others only the NQN is read: a decision costs what it is about."""
         directory = f"{self._root}/class/nvme-subsystem"
         try:
             names = sorted(name for name in os.listdir(directory) if _SUBSYSTEM.fullmatch(name))
@@ -38,7 +46,7 @@ class Sysfs:
             return ()
         found: dict[str, Subsystem] = {}
         for name in names:
-            read = present(self._subsystem, f"{directory}/{name}")
+            read = present(lambda path: self._subsystem(path, nqn), f"{directory}/{name}")
             if read is None or not (read.controllers or read.namespaces):
                 continue
             # While a subsystem is taken down a new one with the same NQN can come up next to it.
@@ -46,14 +54,12 @@ class Sysfs:
             found[read.nqn] = read if other is None else _merged(other, read)
         return tuple(found.values())
 
-    def subsystem(self, nqn: str) -> Subsystem | None:
-        """Raises OSError."""
-        # The directories are read before the NQN is compared: only a few, and a name proves nothing.
-        return next((found for found in self.subsystems() if found.nqn == nqn), None)
-
-    def _subsystem(self, path: str) -> Subsystem:
+    def _subsystem(self, path: str, wanted: str | None) -> Subsystem | None:
+        """The subsystem at ``path``, None when another one is wanted."""
         with open_directory(path) as directory:
             nqn = directory.need("subsysnqn")
+            if wanted not in (None, nqn):
+                return None
             name = os.path.basename(path)
             controllers: list[Controller] = []
             namespaces: list[Namespace] = []

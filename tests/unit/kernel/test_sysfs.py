@@ -124,6 +124,17 @@ def test_two_directories_with_one_nqn_are_one_subsystem(tmp_path: Path) -> None:
     assert (found.name, len(found.controllers), len(found.namespaces)) == ("nvme-subsys3", 1, 1)
 
 
+def test_a_subsystem_is_found_whatever_is_the_matter_with_others(tmp_path: Path) -> None:
+    trees.disk(tmp_path, trees.subsystem(tmp_path, "nvme-subsys0", NQN + "2"), "nvme0n1", size="nonsense")
+    trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys1"), "nvme1")
+    found = Sysfs(str(tmp_path)).subsystem(NQN)
+    assert found
+    assert found.name == "nvme-subsys1"
+    for look in (Sysfs(str(tmp_path)).subsystems, lambda: Sysfs(str(tmp_path)).subsystem(NQN + "2")):
+        with pytest.raises(OSError, match="nonsense"):
+            look()
+
+
 def test_a_vanished_controller_is_left_out(tmp_path: Path) -> None:
     subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
     trees.controller(tmp_path, subsystem, "nvme0")
