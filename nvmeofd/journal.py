@@ -44,6 +44,11 @@ class VolumeRecord:
     creates_path: bool = False
     volume: Volume | None = None
 
+    @property
+    def to_unmount(self) -> Volume | None:
+        """The volume, if this daemon may have mounted it. In phase STAGING, whoever has mounted it is somebody else."""
+        return None if self.phase is Phase.STAGING else self.volume
+
 
 @dataclass(frozen=True, slots=True)
 class OwnedController:

@@ -182,7 +182,8 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
         core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
         raise ConnectError(error.errno or errno.EIO, str(error)) from error
     except asyncio.CancelledError:
-        core.ownership.not_connected(request.nqn)
+        # what the kernel said when it ended is not known: it may have connected
+        core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
         raise
     # From here on it is connected. Until that is written down the intent stays, and tells whose it is.
     after = core.kernel.subsystem(request.nqn)

@@ -37,7 +37,7 @@ def recover(core: Core) -> tuple[VolumeRecord, ...]:
 
 def _take_over(core: Core, record: VolumeRecord) -> bool:
     """Whether the record is a staged volume (again)."""
-    path, volume = record.staging_path, record.volume
+    path, volume = record.staging_path, record.to_unmount
     if volume is None:
         return False
     mounted = own_mount(core, volume) is not None

@@ -243,7 +243,7 @@ async def _restore_record(core: Core, path: str, previous: VolumeRecord | None) 
     """The last undo: what the others could not undo stays in the journal, to be tried again."""
     record = core.journal.volumes.get(path)
     core.cache.refresh()
-    if record is not None and record.volume is not None and own_mount(core, record.volume) is not None:
+    if record is not None and (volume := record.to_unmount) is not None and own_mount(core, volume) is not None:
         core.journal.put_volume(replace(record, phase=Phase.UNDOING))
         core.remove_volume(path)
     elif previous is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
 from logging import DEBUG, INFO
 from typing import TYPE_CHECKING
 
@@ -144,6 +145,7 @@ async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
     """
     if core.workers.stage_waiting(nqn):
         return not _connected(core, nqn)
+    _settle_intent(core, nqn)
     try:
         await disconnect_unused(core, job, nqn, core.ownership.owned)
     except StillUsed as used:
@@ -160,6 +162,14 @@ async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
         core.count("disconnects-deferred")
         log.info("%s: out of time for disconnecting %s", job, nqn)
     return not _connected(core, nqn)
+
+
+def _settle_intent(core: Core, nqn: str) -> None:
+    """What was connected and could not be written down then is to be disconnected, too."""
+    try:
+        core.ownership.adopt(nqn, core.kernel.subsystem(nqn))
+    except OSError as error:
+        log.warning("cannot tell what came of connecting %s: %s", nqn, error)
 
 
 def _connected(core: Core, nqn: str) -> bool:
@@ -194,17 +204,17 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
         if own_mount(core, volume) is None:
             await forget(core, job, volume)
         else:
-            core.journal.set_phase(path, Phase.STAGED)
+            core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
         return
-    if record.volume is not None:
-        if record.phase is Phase.FORCING and not await _finish_forcing(core, job, record.volume):
+    if (volume := record.to_unmount) is not None:
+        if record.phase is Phase.FORCING and not await _finish_forcing(core, job, volume):
             return
         job.enter(Step.UNMOUNTING, path)
-        await unmount_own(core, record.volume)
-        if await still_unmounting(core, record.volume):
+        await unmount_own(core, volume)
+        if await still_unmounting(core, volume):
             raise Busy(f"{path} is not mounted any more, but the kernel has not written all of it to {record.nqn} yet")
-        if record.volume.read_only:
-            await _make_writable_again(core, job, record.volume)
+    if record.volume is not None and record.volume.read_only:
+        await _make_writable_again(core, job, record.volume)
     if record.creates_path and not await _remove_path(core, job, path, record.type):
         return
     core.journal.drop_volume(path)
@@ -229,17 +239,16 @@ async def unmount_own(core: Core, volume: Volume) -> None:
     """Undo a mount. Not there is success. Raises UnmountFailed."""
     path = volume.staging_path
     core.cache.refresh()
-    own = own_mount(core, volume)
-    if own is None:
-        return
-    top = core.cache.mounts_at(path)[-1]
-    if own is not top:
-        raise UnmountFailed(f"{path}: another mount ({top.source}) covers what a failed Stage left there")
-    try:
-        await core.kernel.unmount(path)
-    except CommandError as error:
-        raise UnmountFailed(f"{path}: {error}") from error
-    core.cache.refresh()
+    # more than once, should somebody have mounted the same volume over it
+    while (own := own_mount(core, volume)) is not None:
+        top = core.cache.mounts_at(path)[-1]
+        if own is not top:
+            raise UnmountFailed(f"{path}: another mount ({top.source}) covers what a failed Stage left there")
+        try:
+            await core.kernel.unmount(path)
+        except CommandError as error:
+            raise UnmountFailed(f"{path}: {error}") from error
+        core.cache.refresh()
 
 
 async def _force(core: Core, job: Job, volume: Volume) -> None:

@@ -127,7 +127,9 @@ class Guardian:
         top = mounts[-1]
         # the same volume, mounted by somebody once more or anew, counts as its own
         own = top.head is not None and self._kernel.world.mounts.staged.get(path) is top.head
-        if not own and top.seq < _LOOKS.get().get(MOUNTS, 0):
+        # somebody may have mounted it, or taken away what was on top of it, after the last look
+        shown = max(top.seq, self._kernel.world.mounts.uncovered.get(path, 0))
+        if not own and shown < _LOOKS.get().get(MOUNTS, 0):
             self._wrong(f"{job} unmounted {path}, where {top.source} was mounted by somebody else")
 
     # ---- writing to a disk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 from collections.abc import Coroutine, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -84,12 +85,24 @@ class StoreOfProcess:
     def write(self, name: str, content: bytes) -> None:
         self._point("journal_write", name, after=False)
         self._files[name] = content
+        self._note_mount(content)
         self._point("journal_write", name, after=True)
 
     def delete(self, name: str) -> None:
         self._point("journal_delete", name, after=False)
-        self._files.pop(name, None)
+        content = self._files.pop(name, None)
+        if content is not None and name.startswith("volume"):
+            self._kernel.world.mounts.staged.pop(json.loads(content)["record"]["staging_path"], None)
         self._point("journal_delete", name, after=True)
+
+    def _note_mount(self, content: bytes) -> None:
+        """What is written down to be mounted counts as the daemon's: should it be killed then, nobody can tell."""
+        record = json.loads(content)["record"]
+        if record.get("phase") == Phase.MOUNTING:
+            wanted = (record["volume"]["wwid"], record["volume"]["diskseq"])
+            for head in self._kernel.world.fabric.heads():
+                if (head.disk.wwid(head.nsid), head.diskseq) == wanted:
+                    self._kernel.world.mounts.staged[record["staging_path"]] = head
 
 
 class Recorder:

@@ -230,7 +230,7 @@ class Judge:
             self._wrong(job, "succeeded, and the volume is mounted")
         left = self._controllers(job.nqn)
         if request.keep_connected and before.volume is not None:
-            if left:
+            if any(map(self._world.owned_by_daemon, left)):
                 self._world.kept.add(job.nqn)
             if self._calm(before, "paths") and left != before.controllers:
                 self._wrong(job, f"was to keep {before.controllers}, and there is {left}")

@@ -34,7 +34,8 @@ class MountTable:
         self._anonymous = Pool(40)
         self.mounts: list[SimMount] = []
         self.generation = 0  # of the host's table
-        self.staged: dict[str, SimHead] = {}  # path → what the daemon mounted there last
+        self.staged: dict[str, SimHead] = {}  # path → what the daemon has mounted there, or has written down to do so
+        self.uncovered: dict[str, int] = {}  # path → when somebody last took a mount away there
         self.busy: set[str] = set()  # paths in whose filesystem a process works, so that they cannot be unmounted
         for point, number, fstype, source in BASE:
             self._add(point, DeviceNumber.parse(number), fstype, source)
@@ -191,6 +192,8 @@ class MountTable:
         self.mounts.append(mount)
         if by is not None and head is not None:
             self.staged[path] = head
+        if by is None and head is not None:
+            head.disk.unfinished = False  # whatever a mkfs left: somebody found it good enough
         if by is None and space == 0:
             self._world.files.made.discard(path)  # somebody uses it: it need not be removed
         self._touched(space)

@@ -188,6 +188,8 @@ class SimWorld:
     def unmount(self, path: str, *, space: int = 0, lazy: bool = False) -> None:
         """Somebody unmounts the topmost mount of a path. Raises OSError."""
         self.mounts.unmount(path, space=space, lazy=lazy)
+        if space == 0:
+            self.mounts.uncovered[path] = self.tick()
         self.meddling["mounts"] += 1
 
     def unshare(self) -> int:

@@ -1,0 +1,99 @@
+"""Somebody else mounts the very volume that the daemon is at work on, at the very same place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+
+import pytest
+
+from nvmeofd.errors import Cancelled, Failed, MountFailed, WrongFilesystem
+from nvmeofd.kernel.interface import ConnectError
+from tests.simulation.harness import Died, Host
+from tests.simulation.setting import EXT4, ONE, PATHS, XFS, simulated
+
+PATH = "/srv/a"
+
+
+@simulated()
+async def test_what_a_stage_did_not_get_to_mount_is_somebody_elses(host: Host) -> None:
+    """It knew the device already, to make it read-only, but had not come to mounting."""
+    host.kernel.faults.hook("probe", lambda: host.world.mount(host.world.head(ONE, 1), PATH), after=True)
+    with pytest.raises(WrongFilesystem):
+        await host.stage(ONE, EXT4, PATHS, PATH, read_only=True, fstype="xfs")
+    await host.quiesce(70)
+    assert len(host.world.mounts.at(PATH)) == 1
+    assert PATH not in host.journal().volumes
+    host.world.unmount(PATH)
+
+
+@simulated()
+async def test_nor_is_it_after_a_crash(host: Host) -> None:
+    host.kernel.faults.crash("set_read_only", after=True)
+    with contextlib.suppress(Died):
+        await host.stage(ONE, EXT4, PATHS, PATH, read_only=True)
+    host.world.mount(host.world.head(ONE, 1), PATH)
+    await host.boot()
+    assert not host.engine.volumes
+    await host.quiesce(70)
+    assert len(host.world.mounts.at(PATH)) == 1
+    assert not host.world.head(ONE, 1).read_only
+    host.world.unmount(PATH)
+
+
+@simulated()
+async def test_what_a_failed_stage_left_is_unmounted_as_often_as_it_is_there(host: Host) -> None:
+    host.kernel.faults.fail("mount", OSError(errno.EIO, "simulated"), after=True)
+    host.kernel.faults.fail("unmount", OSError(errno.EIO, "simulated"))
+    with pytest.raises(MountFailed, match="not undone"):
+        await host.stage(ONE, EXT4, PATHS, PATH)
+    host.world.bind(PATH, PATH)
+    await host.quiesce(70)
+    assert not host.world.mounts.at(PATH)
+    assert not host.world.connected(ONE)
+
+
+@simulated()
+async def test_mounted_back_after_a_stage_that_could_not_be_undone(host: Host) -> None:
+    """It is the staged volume again, and a restart finds it."""
+    await host.stage(ONE, EXT4, PATHS, PATH)
+    host.world.unmount(PATH)
+
+    def full() -> None:
+        host.kernel.faults.fail("journal_write", OSError(errno.ENOSPC, "simulated"), times=2)
+
+    host.kernel.faults.hook("probe", full)
+    with pytest.raises(MountFailed, match="restore the journal"):
+        await host.stage(ONE, EXT4, PATHS, PATH)
+    host.world.mount(host.world.head(ONE, 1), PATH)
+    await host.quiesce(5)
+    host.kill()
+    await host.boot()
+    assert PATH in host.engine.volumes
+    assert await host.unstage(PATH)
+
+
+@simulated()
+async def test_connected_after_all_although_it_was_cancelled(host: Host) -> None:
+    """What the kernel answered at the end is lost with the cancellation."""
+    host.kernel.faults.hook("connect", lambda: next(iter(host.engine.jobs.values())).cancel())
+    host.kernel.faults.fail("connect", ConnectError(errno.EPROTO, "simulated"), after=True)
+    with pytest.raises(Cancelled):
+        await host.stage(ONE, EXT4, PATHS, PATH)
+    assert not host.world.connected(ONE)
+
+
+@simulated()
+async def test_unstage_disconnects_what_could_not_be_written_down(host: Host) -> None:
+    await host.stage(ONE, EXT4, PATHS[:1], PATH)
+
+    def full() -> None:
+        host.kernel.faults.fail("journal_write", OSError(errno.ENOSPC, "simulated"), detail="subsystem", times=2)
+
+    host.kernel.faults.hook("connect", full, after=True)
+    second = host.start_stage(ONE, XFS, PATHS, "/srv/b")
+    await host.quiesce(0)
+    unstaging = host.start_unstage(PATH)
+    with pytest.raises(Failed, match="not undone"):
+        await host.answer(second)
+    assert await host.answer(unstaging)
