@@ -97,21 +97,29 @@ class Judge:
             self._wrong(job, "begins after one that came later")
         self._running[job.nqn], self._begun[job.nqn] = job, job.number
         before = self._picture(job)
-        if job.operation in (OperationKind.UNSTAGE, OperationKind.DISCONNECT):
-            self._world.kept.discard(job.nqn)
+        kept = job.nqn in self._world.kept
+        if job.operation is not OperationKind.TIDY:
+            self._world.kept.discard(job.nqn)  # for good, should it be killed: nobody can tell how far it had come
         try:
             result = await work(job)
         except BaseException as error:
             self._running.pop(job.nqn, None)
             if not self._kernel.killed:
+                self._keep_on(job, before, kept)
                 self._failed(job, before, error)
                 self._give_up_disks(job, before)
             raise
         self._running.pop(job.nqn, None)
         if not self._kernel.killed:
+            self._keep_on(job, before, kept)
             self._succeeded(job, before, result)
             self._give_up_disks(job, before)
         return result
+
+    def _keep_on(self, job: Job, before: _Picture, kept: bool) -> None:
+        """What a Stage does not change: whether the subsystem was to be kept connected before it."""
+        if kept and job.operation is OperationKind.STAGE and self._calm(before, "paths"):
+            self._world.kept.add(job.nqn)
 
     def finished(self, job: Job, error: NvmeofdError | None) -> None:
         """The daemon says that a job has ended. What its caller was told must be the same."""
