@@ -6,8 +6,10 @@ one ``poll`` when nothing changed, and only changed lines are parsed when someth
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from nvmeofd.kernel.mountinfo import parse_mount
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from nvmeofd.kernel.interface import Kernel, Mount
 
 K = TypeVar("K")
+
+# Parsed at once while the loop has other things to do as well: some 4 ms.
+_LINES_PER_TURN = 500
 
 DEVTMPFS = "devtmpfs"
 DELETED = "//deleted"  # fs/proc_namespace.c, seq_dentry: the bound file was unlinked since
@@ -39,6 +44,8 @@ class MountCache:
         self._by_node: dict[str, dict[int, Mount]] = {}
         self._sources: dict[int, DeviceNumber] = {}  # of each btrfs, the device of its source
         self._stale = True
+        self._doubted = False  # since the present reading began
+        self._readings = 0  # begun, or made void: one that is no longer the last has nothing to say
         self.rebuilds = 0
         self.version = 0  # goes up with every change that a refresh found, whoever asked for it
 
@@ -48,27 +55,53 @@ class MountCache:
         Raises:
             OSError: the mount table cannot be read; the cache stays stale and the next refresh tries again.
         """
+        if not self._begin():
+            return False
+        lines = dict.fromkeys(self._kernel.mount_lines())
+        return self._replace(lines, _parse(line for line in lines if line not in self._by_line))
+
+    async def follow(self) -> None:
+        """Bring the cache up to date after events, without holding up the loop. No decision may rest on this alone.
+
+        A decision that refreshes the cache meanwhile has seen more than what was being read, which is dropped then.
+
+        Raises:
+            OSError: as for :meth:`refresh`.
+        """
+        while self._begin():
+            reading = self._readings
+            lines = dict.fromkeys(await self._kernel.mount_lines_in_turns())
+            unknown = iter([line for line in lines if line not in self._by_line])
+            new: dict[bytes, Mount] = {}
+            while reading == self._readings and (some := _parse(islice(unknown, _LINES_PER_TURN))):
+                new |= some
+                await asyncio.sleep(0)
+            if reading == self._readings:
+                self._replace(lines, new)
+                return
+
+    def _begin(self) -> bool:
+        """Whether the table has to be read."""
         if not self._kernel.mounts_changed() and not self._stale:
             return False
-        self._stale = True
-        lines = dict.fromkeys(self._kernel.mount_lines())
+        self._stale, self._doubted = True, False
+        self._readings += 1
+        return True
+
+    def _replace(self, lines: dict[bytes, None], new: dict[bytes, Mount]) -> bool:
+        """What was read, and those of it that are not in the cache; returns whether anything changed."""
         gone = [line for line in self._by_line if line not in lines]
-        new = [line for line in lines if line not in self._by_line]
-        try:
-            added = [(line, parse_mount(line)) for line in new]
-        except ValueError as error:
-            raise OSError(errno.EBADMSG, f"unexpected line in the mount table: {error}") from error
         try:
             for line in gone:
                 self._remove(self._by_line.pop(line))
-            for line, mount in added:
+            for line, mount in new.items():
                 self._by_line[line] = mount
                 self._add(mount)
         except BaseException:
             # half a change is worse than none: the next refresh begins anew
             self._clear()
             raise
-        self._stale = False
+        self._stale = self._doubted
         if gone or new:
             self.version += 1
         return bool(gone or new)
@@ -76,11 +109,17 @@ class MountCache:
     def invalidate(self) -> None:
         """Read the table at the next refresh even if poll says that it did not change, if a device node is bound."""
         self._stale = self._stale or bool(self._by_node)
+        self._doubted = True  # a bind that is being read just now is in no index yet
+
+    def forget(self) -> None:
+        """Have everything read anew: for when there is any doubt."""
+        self._clear()
+        self._readings += 1
+        self.rebuilds += 1
 
     def rebuild(self) -> None:
-        """Forget everything and read the table anew: for when there is any doubt. Raises OSError."""
-        self._clear()
-        self.rebuilds += 1
+        """Forget everything and read the table anew. Raises OSError."""
+        self.forget()
         self.refresh()
 
     def _clear(self) -> None:
@@ -142,6 +181,13 @@ class MountCache:
             _discard(self._by_node, node, mount)
             return
         _discard(self._by_number, self._sources.pop(id(mount), mount.number), mount)
+
+
+def _parse(lines: Iterable[bytes]) -> dict[bytes, Mount]:
+    try:
+        return {line: parse_mount(line) for line in lines}
+    except ValueError as error:
+        raise OSError(errno.EBADMSG, f"unexpected line in the mount table: {error}") from error
 
 
 def _bound_node(mount: Mount) -> str:

@@ -270,6 +270,13 @@ class Kernel(Protocol):
     def mount_lines(self) -> tuple[bytes, ...]:
         """The lines of /proc/self/mountinfo, complete. Raises OSError."""
 
+    async def mount_lines_in_turns(self) -> tuple[bytes, ...]:
+        """The same, with turns of the loop while it is read.
+
+        Every mount that existed throughout is among them; what changed meanwhile may be, and :meth:`mounts_changed`
+        says so afterwards. Raises OSError.
+        """
+
     # ---- connections
 
     async def resolve(self, address: Address) -> tuple[Address, ...]:

@@ -95,6 +95,9 @@ class LinuxKernel:
     def mount_lines(self) -> tuple[bytes, ...]:
         return self._mounts.lines()
 
+    async def mount_lines_in_turns(self) -> tuple[bytes, ...]:
+        return await self._mounts.lines_in_turns()
+
     # ---- connections
 
     async def resolve(self, address: Address) -> tuple[Address, ...]:

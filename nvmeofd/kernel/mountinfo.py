@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import select
@@ -16,6 +17,7 @@ _READ_SIZE = 1 << 20
 # 10,000 mounts takes some 20 ms each time, during which the loop stands still.
 _ATTEMPTS = 5
 _PATIENCE = 0.02
+_TURN = 0.004  # seconds of reading between two turns of the loop
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 # seq_dentry() appends it, unescaped, to the root of a mount whose directory entry is gone.
@@ -81,6 +83,11 @@ def read_table(fd: int) -> bytes:
     return b"".join(chunks)
 
 
+def _split(table: bytes) -> tuple[bytes, ...]:
+    # Not splitlines(): that would also split at a carriage return, which the kernel does not escape.
+    return tuple(line for line in table.split(b"\n") if line)
+
+
 class MountTable:
     """The mount table of this process's mount namespace, behind one file descriptor that is kept open.
 
@@ -90,7 +97,8 @@ class MountTable:
 
     def __init__(self, proc: str) -> None:
         """Raises OSError."""
-        self._fd = os.open(f"{proc}/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._path = f"{proc}/self/mountinfo"
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLPRI)
         self._doubtful = True
@@ -117,8 +125,27 @@ class MountTable:
             if attempt == _ATTEMPTS or time.monotonic() >= until:
                 self._doubtful = True
                 break
-        # Not splitlines(): that would also split at a carriage return, which the kernel does not escape.
-        return tuple(line for line in table.split(b"\n") if line)
+        return _split(table)
+
+    async def lines_in_turns(self) -> tuple[bytes, ...]:
+        """All lines, read once, with turns of the loop in between: for after a call of :meth:`changed`.
+
+        Every mount that existed throughout is in it; after a change meanwhile :meth:`changed` will say so.
+        """
+        chunks = []
+        # A file of its own, as somebody else may read the other one meanwhile.
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            until = time.monotonic() + _TURN
+            while chunk := os.read(fd, _READ_SIZE):
+                chunks.append(chunk)
+                if time.monotonic() >= until:
+                    await asyncio.sleep(0)
+                    until = time.monotonic() + _TURN
+        finally:
+            os.close(fd)
+        self._doubtful = self._polled() or self._doubtful
+        return _split(b"".join(chunks))
 
     def _polled(self) -> bool:
         return any(events & (select.POLLPRI | select.POLLERR) for _, events in self._poll.poll(0))

@@ -51,6 +51,7 @@ class Engine:
         self._tidier = Tidier(self._core, self._clean_up)
         self._stack = AsyncExitStack()
         self._update_timer: asyncio.TimerHandle | None = None
+        self._updating: asyncio.Task[None] | None = None
         self._devices_changed = False
         self._seen_version = -1  # of the mount cache: any decision may be the one that finds a change
         self._closing = False
@@ -94,6 +95,9 @@ class Engine:
         self._tidier.stop()
         if self._update_timer is not None:
             self._update_timer.cancel()
+        if self._updating is not None:
+            self._updating.cancel()
+            await asyncio.wait({self._updating})
         await self._core.workers.abandon()
         await self._stack.aclose()
 
@@ -314,10 +318,7 @@ class Engine:
         if event.kind is EventKind.OVERFLOW:
             log.warning("events were lost, rebuilding from the kernel")
             self._core.counters["overflows"] += 1
-            try:
-                self._core.cache.rebuild()
-            except OSError as error:
-                log.error("cannot read the mount table: %s", error)
+            self._core.cache.forget()
         if event.kind is not EventKind.MOUNTS:
             # a bind of a device node that is removed shows so, without the mount table counting as changed
             self._core.cache.invalidate()
@@ -327,14 +328,20 @@ class Engine:
     def _schedule_update(self, *, devices: bool, delay: float = COALESCE) -> None:
         self._devices_changed = self._devices_changed or devices
         if self._update_timer is None and not self._closing:
-            self._update_timer = asyncio.get_running_loop().call_later(delay, self._update)
+            self._update_timer = asyncio.get_running_loop().call_later(delay, self._start_update)
 
-    def _update(self) -> None:
-        """Bring the picture up to date after a burst of events."""
+    def _start_update(self) -> None:
         self._update_timer = None
+        if self._updating is not None and not self._updating.done():
+            self._schedule_update(devices=False)
+            return
+        self._updating = asyncio.create_task(self._update(), name="update")
+
+    async def _update(self) -> None:
+        """Bring the picture up to date after a burst of events."""
         devices, self._devices_changed = self._devices_changed, False
         try:
-            self._core.cache.refresh()
+            await self._core.cache.follow()
             mounts = self._core.cache.version != self._seen_version
             if devices:
                 for nqn in self._core.ownership.nqns:

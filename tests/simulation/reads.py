@@ -99,6 +99,11 @@ class SimReads(Calls):
         looked(MOUNTS, self.world.tick())
         return self.world.mounts.host_lines()
 
+    async def mount_lines_in_turns(self) -> tuple[bytes, ...]:
+        lines = self.mount_lines()
+        await asyncio.sleep(0)
+        return lines
+
     # ---- registry
 
     def registry_owner(self, controller_name: str) -> str | None:
