@@ -283,7 +283,11 @@ class Kernel(Protocol):
         """The addresses behind a host name, in the resolver's order, at least one. Raises ConnectError."""
 
     async def connect(self, parameters: ConnectParameters) -> str:
-        """Connect one path and return the controller's name. Raises ConnectError (EALREADY included)."""
+        """Connect one path and return the controller's name. Raises ConnectError (EALREADY included).
+
+        Cancelled, it returns the name all the same if it is known; what the kernel said else is the cause of the
+        CancelledError.
+        """
 
     async def delete_controller(self, controller: Controller) -> None:
         """Delete exactly this incarnation of the controller and return when sysfs shows it gone.

@@ -181,9 +181,13 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
     except OSError as error:
         core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
         raise ConnectError(error.errno or errno.EIO, str(error)) from error
-    except asyncio.CancelledError:
-        # what the kernel said when it ended is not known: it may have connected
-        core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
+    except asyncio.CancelledError as error:
+        said = error.__cause__
+        if isinstance(said, ConnectError | OSError) and said.errno != errno.EALREADY:
+            # the kernel ended with an error, perhaps after it had connected
+            core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
+        else:
+            core.ownership.not_connected(request.nqn)
         raise
     # From here on it is connected. Until that is written down the intent stays, and tells whose it is.
     after = core.kernel.subsystem(request.nqn)

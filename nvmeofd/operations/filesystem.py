@@ -129,13 +129,14 @@ async def _format(
         content = await device.probe()
         if (content.fstype, content.uuid) != (fstype, record.uuid):
             raise FormatFailed(f"{namespace.path}: mkfs for {fstype} succeeded, but blkid does not find its filesystem")
+        # If the note stays, so must nothing that is worth keeping: after a restart it would be wiped off.
+        core.journal.drop_format(record.wwid)
     except BaseException as error:
         job.roll_back(error)
         await _undo(core, job, record, namespace, device)
         if isinstance(error, CommandError):
             raise FormatFailed(f"{namespace.path}: {error}") from error
         raise
-    core.journal.drop_format(record.wwid)
 
 
 async def _undo(core: Core, job: Job, record: FormatRecord, namespace: Namespace, device: LockedDevice) -> None:

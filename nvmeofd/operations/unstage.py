@@ -69,13 +69,23 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
             if own is not top:
                 raise UnmountFailed(f"{path}: another mount ({top.source}) covers the volume; unmount that first")
             await (_force if job.take_force() else _unmount)(core, job, volume)
+        if core.journal.volumes[path].phase is Phase.STAGED:  # the mount was lost
+            core.journal.set_phase(path, Phase.UNSTAGING)
     except BaseException:
-        core.journal.set_phase(path, Phase.STAGED)
-        core.ownership.set_keep(volume.nqn, kept)
+        _stays_staged(core, job, volume, keep=kept)
         raise
     with job.protected():
         await forget(core, job, volume)
     return await _leave(core, job, volume.nqn, keep=request.keep_connected)
+
+
+def _stays_staged(core: Core, job: Job, volume: Volume, *, keep: bool) -> None:
+    """Write down that the volume was not unmounted. Should that fail, it is tried again with the next look."""
+    try:
+        core.journal.set_phase(volume.staging_path, Phase.STAGED)
+        core.ownership.set_keep(volume.nqn, keep)
+    except OSError as error:
+        log.warning("%s: cannot write the journal: %s", job, error)
 
 
 async def _leave(core: Core, job: Job, nqn: str, *, keep: bool) -> bool:
@@ -108,17 +118,26 @@ def own_mount(core: Core, volume: Volume) -> Mount | None:
 
 
 async def forget(core: Core, job: Job, volume: Volume) -> None:
-    """Remove what Stage created, now that nothing is mounted there, and the volume itself."""
+    """Remove what Stage created, now that nothing is mounted there, and the volume itself.
+
+    Its record is not in phase STAGED any more: what cannot be removed now is swept up by that.
+    """
     path = volume.staging_path
     removed = not volume.created_path or await _remove_path(core, job, path, volume.type)
     if volume.read_only:
         await _make_writable_again(core, job, volume)
     if removed:
-        core.journal.drop_volume(path)
-    else:
-        core.journal.set_phase(path, Phase.UNSTAGING)
+        _drop(core, job, path)
     core.remove_volume(path)
     log.info("%s: unstaged %s", job, volume.wwid)
+
+
+def _drop(core: Core, job: Job, path: str) -> None:
+    """Remove the record of what is over. There is no way back: should it fail, it is tried again later."""
+    try:
+        core.journal.drop_volume(path)
+    except OSError as error:
+        log.warning("%s: cannot remove the record of %s: %s", job, path, error)
 
 
 async def _remove_path(core: Core, job: Job, path: str, kind: VolumeType) -> bool:
@@ -217,7 +236,7 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
         await _make_writable_again(core, job, record.volume)
     if record.creates_path and not await _remove_path(core, job, path, record.type):
         return
-    core.journal.drop_volume(path)
+    _drop(core, job, path)
     log.info("%s: cleared what was half done in phase %s", job, record.phase)
 
 

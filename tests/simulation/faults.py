@@ -95,6 +95,7 @@ class FaultPlan:
     trace: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)  # the plain reads so far
     hits: int = 0  # how many rules applied so far
+    unread: int = 0  # how many plain reads failed so far
     _at: dict[int, Rule] = field(default_factory=dict)
     _at_read: dict[int, Rule] = field(default_factory=dict)
     _unreadable: range = range(0)
@@ -219,8 +220,10 @@ class FaultPlan:
         number = len(self.reads)
         if (rule := self._at_read.pop(number, None)) is not None:
             rules += self._give([rule])
+        self.unread += any(rule.error is not None for rule in rules)
         if number in self._unreadable:
             self.hits += 1
+            self.unread += 1
             raise OSError(errno.EIO, "simulated failure to read")
         return rules
 

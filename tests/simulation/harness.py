@@ -341,7 +341,7 @@ class Host:
             used = path in self.engine.volumes or self.world.mounts.at(path) or self.world.files.occupied(path)
             if not used and path not in held:
                 found.append(f"{path}, made by the daemon, is left over")
-        own = {c.instance for c in self.world.fabric.controllers() if c.by_daemon}
+        own = {c.instance for c in self.world.fabric.controllers() if c.by_daemon or c.ambiguous}
         for record in journal.subsystems.values():
             if record.intent is not None:
                 found.append(f"an intent to connect {record.nqn} is left over")

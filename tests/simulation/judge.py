@@ -35,6 +35,7 @@ class _Picture:
 
     meddling: dict[str, int]
     hits: int
+    unread: int
     controllers: tuple[SimController, ...]
     mounts: tuple[SimMount, ...]  # the daemon's own at the staging path
     node: Node | None
@@ -146,6 +147,7 @@ class Judge:
         return _Picture(
             meddling=dict(world.meddling),
             hits=self._kernel.faults.hits,
+            unread=self._kernel.faults.unread,
             controllers=tuple(subsystem.controllers) if subsystem else (),
             mounts=tuple(m for m in world.mounts.at(path) if m.by_daemon),
             node=world.files.nodes.get(path),
@@ -192,7 +194,8 @@ class Judge:
             case OperationKind.UNSTAGE:
                 if before.volume is not None and job.staging_path not in self._core.volumes:
                     self._wrong(job, f"failed, and has unstaged the volume: {error!r}")
-                if not isinstance(error, OSError):  # something could not be read, at any point of it
+                if not isinstance(error, OSError) or self._kernel.faults.unread == before.unread:
+                    # otherwise, something could not be read, at any point of it
                     self._not_unstaged(job, before)
             case OperationKind.DISCONNECT:
                 self._not_disconnected(job, before, error)

@@ -107,7 +107,7 @@ class Calls:
             return result
         if failure is None and undo is not None and not task.cancelled():
             undo()
-        raise asyncio.CancelledError
+        raise asyncio.CancelledError from failure
 
     async def _perform(self, operation: _Operation, detail: str) -> Any:
         await self._point(operation, detail, after=False)

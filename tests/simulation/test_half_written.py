@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 
+import pytest
+
+from nvmeofd.errors import Failed, MountFailed, UnmountFailed
+from nvmeofd.journal import Phase
 from tests.simulation.harness import Died, Host
-from tests.simulation.setting import EXT4, ONE, PATHS, XFS, simulated
+from tests.simulation.setting import BLANK, EXT4, ONE, PATHS, XFS, simulated
 
 
 @simulated()
@@ -54,3 +59,63 @@ async def test_disconnect_that_a_user_forestalls(host: Host) -> None:
     assert host.world.connected(ONE)
     assert not host.journal().subsystems
     assert await host.disconnect(ONE)
+
+
+@simulated()
+async def test_unstage_whose_record_cannot_be_removed(host: Host) -> None:
+    """It is unmounted, so that is what the caller hears; the record goes later, and a restart does not mind it."""
+    await host.stage(ONE, EXT4, PATHS, "/srv/new")
+    host.kernel.faults.fail("journal_delete", OSError(errno.EIO, "simulated"), detail="volume")
+    assert await host.unstage("/srv/new")
+    assert not host.engine.volumes
+    await host.quiesce(70)
+    assert not host.journal().volumes
+    await host.stage(ONE, EXT4, PATHS, "/srv/new")
+    host.kernel.faults.fail("journal_delete", OSError(errno.EIO, "simulated"), detail="volume")
+    assert await host.unstage("/srv/new")
+    host.kill()
+    await host.boot()
+    assert not host.engine.volumes
+
+
+@simulated()
+async def test_unstage_that_cannot_write_that_it_failed(host: Host) -> None:
+    """The caller hears why it failed, not that the journal could not be written then."""
+    await host.stage(ONE, EXT4, PATHS, "/srv/a")
+    host.world.mounts.busy.add("/srv/a")
+
+    def full() -> None:
+        host.kernel.faults.fail("journal_write", OSError(errno.ENOSPC, "simulated"))
+
+    host.kernel.faults.hook("unmount", full)
+    with pytest.raises(UnmountFailed, match="busy"):
+        await host.unstage("/srv/a")
+    await host.quiesce(70)
+    assert host.journal().volumes["/srv/a"].phase is Phase.STAGED
+    host.world.mounts.busy.clear()
+    assert await host.unstage("/srv/a")
+
+
+@simulated()
+async def test_lost_volume_whose_unstage_cannot_be_written_down(host: Host) -> None:
+    """Nothing has changed."""
+    await host.stage(ONE, EXT4, PATHS, "/srv/new")
+    host.world.unmount("/srv/new")
+    host.kernel.faults.fail("journal_write", OSError(errno.ENOSPC, "simulated"), detail="volume")
+    with pytest.raises(Failed):
+        await host.unstage("/srv/new")
+    assert "/srv/new" in host.engine.volumes
+    assert "/srv/new" in host.world.files.nodes
+    assert await host.unstage("/srv/new")
+
+
+@simulated()
+async def test_filesystem_whose_note_cannot_be_removed(host: Host) -> None:
+    """A Stage that fails because of that leaves no filesystem: the note would have it wiped off after a restart."""
+    host.kernel.faults.fail("journal_delete", OSError(errno.EIO, "simulated"), detail="format")
+    with pytest.raises(MountFailed):
+        await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty")
+    disk = host.world.fabric.targets[ONE].namespaces[3]
+    assert not disk.fstype
+    await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty")
+    assert await host.unstage("/srv/a")
