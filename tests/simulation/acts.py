@@ -93,6 +93,8 @@ MEDDLING = (
     "foreign_disconnect",
     "path_down",
     "path_up",
+    "cut",
+    "force",
     "remove_namespace",
     "add_namespace",
     "exchange",
@@ -219,10 +221,21 @@ class Acts:
             self.do_stage(op)
             return
         self._last = op
-        # mostly what there is
-        path = staged[op.a % len(staged)] if staged and op.c % 4 else STAGING[op.a % len(STAGING)]
+        path = self._staged(op)
         options = ({}, {"keep_connected": True}, {"force": True}, {"timeout": 5})[max(0, op.b % 16 - 12)]
         self.job(f"unstage {path}", self.host.start_unstage(path, **options))
+
+    def _staged(self, op: Op) -> str:
+        """Mostly what there is."""
+        staged = list(self.host.engine.volumes)
+        return staged[op.a % len(staged)] if staged and op.c % 4 else STAGING[op.a % len(STAGING)]
+
+    def do_force(self, op: Op) -> None:
+        """The paths die, mostly all of them, and a client forces what it has staged."""
+        if op.b % 4:
+            self.do_cut(op)
+        path = self._staged(op)
+        self.job(f"force {path}", self.host.start_unstage(path, force=True))
 
     def do_disconnect(self, op: Op) -> None:
         self._last = op
@@ -349,6 +362,11 @@ class Acts:
 
     def do_path_down(self, op: Op) -> None:
         self.world.path_down(PATHS[op.a % 2])
+
+    def do_cut(self, op: Op) -> None:
+        """The network is gone, or all of it but one path."""
+        for address in PATHS if op.c % 8 else PATHS[:1]:
+            self.world.path_down(address)
 
     def do_path_up(self, op: Op) -> None:
         self.world.fabric.unreachable.pop(PATHS[op.a % 2], None)

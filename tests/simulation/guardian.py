@@ -76,12 +76,13 @@ class Guardian:
         world, looks = self._kernel.world, _LOOKS.get()
         if head.seq > looks.get(head.subsystem.nqn, 0):
             return  # it came after the last look: nobody could know
-        if self._is_let_go(head):
-            return
+        let_go = self._is_let_go(head)
         what = f"deleted {controller.name} of {head.subsystem.nqn}, the last path of {head.path}"
-        if head not in self._kernel.claims:
+        if head not in self._kernel.claims and not let_go:
             self._wrong(f"{what}, without a claim")
         for use in world.uses(head, but=self._kernel):
+            if use.kind == "mount" and let_go:
+                continue
             look = looks.get(PROCESSES if use.kind == "open" or "namespace" in use.detail else MOUNTS, 0)
             if use.exclusive or use.seq < max(looks.get(CLAIM, 0), look):
                 self._wrong(f"{what}, in use: {use.kind} {use.detail}")

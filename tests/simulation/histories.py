@@ -21,6 +21,7 @@ WAITS = (0.0, 0.0, 0.0001, 0.01, 0.06, 0.4, 3.0, 20.0)
 KINDS = {
     "stage": 12,
     "unstage": 7,
+    "force": 3,
     "disconnect": 3,
     "again": 2,
     "users": 1,
@@ -47,8 +48,9 @@ KINDS = {
     "foreign_connect": 1,
     "foreign_disconnect": 1,
     "take_over": 1,
+    "cut": 1,
     "path_down": 1,
-    "path_up": 2,
+    "path_up": 4,
     "flap": 1,
     "refuse": 1,
     "remove_namespace": 1,

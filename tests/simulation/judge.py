@@ -203,7 +203,8 @@ class Judge:
     def _staged(self, job: Job, before: _Picture, volume: Volume) -> None:
         request = job.request
         assert isinstance(request, StageRequest)
-        self._world.forced.discard(request.staging_path)
+        if not any(_forces(later, request.staging_path) for later in self._core.workers.of(job.nqn)):
+            self._world.forced.discard(request.staging_path)
         if before.volume is None:
             self._world.kept.discard(request.nqn)
         if volume != self._core.volumes.get(request.staging_path):
@@ -347,6 +348,10 @@ class Judge:
             unnamed = [c for c in left if c in before.controllers and f"{c.name}:" not in str(error)]
             if unnamed and self._calm(before, "paths"):
                 self._wrong(job, f"does not say that {unnamed} are left: {error}")
+
+
+def _forces(job: Job, path: str) -> bool:
+    return isinstance(job.request, UnstageRequest) and job.request.force and job.staging_path == path
 
 
 def _but_state(volume: Volume | None) -> Volume | None:

@@ -12,27 +12,12 @@ from nvmeofd.errors import DisconnectFailed, InUse, InvalidArgument, NvmeofdErro
 from nvmeofd.model import VolumeState
 from tests.simulation.clock import run
 from tests.simulation.faults import FaultPlan
-from tests.simulation.guardian import Guardian
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import A1, EXT4, ONE, PATHS, XFS, make_world, simulated
-from tests.simulation.state import SimController, SimHead
+from tests.simulation.state import SimHead
 from tests.simulation.world import SimWorld
 
 PATH = "/srv/new"
-
-
-class ForcingGuardian(Guardian):
-    """Lets go of a dead filesystem pass; all that is on its other namespaces counts as ever."""
-
-    def _check_head(self, controller: SimController, head: SimHead) -> None:
-        own = any(mount.head is head and mount.by_daemon for mount in self._kernel.world.mounts.mounts)
-        if head.live or not own:
-            super()._check_head(controller, head)
-
-
-@pytest.fixture(autouse=True)
-def forcing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.simulation.kernel.Guardian", ForcingGuardian)
 
 
 def cut(host: Host) -> None:

@@ -10,7 +10,7 @@ import pytest
 from nvmeofd.errors import Cancelled, Failed, MountFailed, WrongFilesystem
 from nvmeofd.kernel.interface import ConnectError
 from tests.simulation.harness import Died, Host
-from tests.simulation.setting import EXT4, ONE, PATHS, XFS, simulated
+from tests.simulation.setting import EXT4, FILE, ONE, PATHS, XFS, simulated
 
 PATH = "/srv/a"
 
@@ -97,3 +97,18 @@ async def test_unstage_disconnects_what_could_not_be_written_down(host: Host) ->
     with pytest.raises(Failed, match="not undone"):
         await host.answer(second)
     assert await host.answer(unstaging)
+
+
+@simulated()
+async def test_bound_over_by_somebody_and_found_again(host: Host) -> None:
+    """After a crash in an Unstage, the daemon's own mount is the one below; the other is not mistaken for it."""
+    await host.stage(ONE, EXT4, PATHS, FILE, type="block")
+    host.world.bind_device(host.world.head(ONE, 1), FILE)
+    host.kernel.faults.crash("unmount")
+    with contextlib.suppress(Died):
+        await host.unstage(FILE)
+    await host.boot()
+    host.world.disconnect(ONE)
+    host.world.unmount(FILE)
+    await host.unstage(FILE)
+    assert not host.world.mounts.at(FILE)
