@@ -13,8 +13,11 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' nvmeofd/__init__.py
 VENV := .venv/bin
 # Passed on to pytest: make unit ARGS="-k guard"
 ARGS ?=
+# For make soak: how many histories, and the seed of the first.
+SEEDS ?= 10000
+FIRST ?= 0
 
-.PHONY: help setup lint format check check-fast unit vm demo bench deb lintian rpm install-data clean
+.PHONY: help setup lint format check check-fast unit vm soak demo bench deb lintian rpm install-data clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -46,11 +49,15 @@ unit: setup ## unit tests
 vm: setup deb ## tests on a real kernel, in a guest
 	$(VENV)/pytest tests/vm $(ARGS)
 
+soak: setup ## random histories, on all CPUs: SEEDS=10000 FIRST=0
+	$(VENV)/python -m tests.simulation.soak --seeds $(SEEDS) --first $(FIRST) $(ARGS)
+
 demo: setup deb ## the main job, shown in a guest
 	$(VENV)/python -m tests.vm.demo $(ARGS)
 
 bench: setup deb ## what the daemon costs, measured here and in a guest
 	$(VENV)/python -m bench.mounts
+	$(VENV)/python -m bench.storm
 	$(VENV)/python -m bench.cycle $(ARGS)
 
 deb: setup ## build/deb/nvmeofd_VERSION_all.deb from the tracked files as they are

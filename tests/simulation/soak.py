@@ -8,14 +8,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import random
 import re
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 
 from nvmeofd.log import log
 from tests.simulation.acts import Op
 from tests.simulation.histories import KINDS, draw, play
+
+PART = 100  # histories that a process plays at a time
 
 
 def complaints(seed: int, ops: list[Op]) -> tuple[list[str], int]:
@@ -72,20 +77,59 @@ def replay(seed: int, length: int) -> int:
     return bool(history.complaints)
 
 
-def soak(first: int, seeds: int, length: int) -> int:
-    kinds: dict[str, list[int]] = {}
-    operations = 0
-    started = time.monotonic()
-    for seed in range(first, first + seeds):
+@dataclass
+class Tally:
+    """What became of some histories."""
+
+    histories: int = 0
+    operations: int = 0
+    kinds: dict[str, list[int]] = field(default_factory=dict)  # kind of complaint → seeds
+
+    def add(self, other: Tally) -> None:
+        self.histories += other.histories
+        self.operations += other.operations
+        for kind, seeds in other.kinds.items():
+            self.kinds.setdefault(kind, []).extend(seeds)
+
+
+def soak(seeds: range, length: int) -> Tally:
+    """Play the histories of these seeds."""
+    tally = Tally()
+    for seed in seeds:
         found, done = complaints(seed, draw(random.Random(seed), length))
-        operations += done
+        tally.histories += 1
+        tally.operations += done
         if found:
-            kinds.setdefault(kind_of(found), []).append(seed)
+            tally.kinds.setdefault(kind_of(found), []).append(seed)
             print(f"seed {seed}: {found[0]}", flush=True)
-    bad = sum(map(len, kinds.values()))
-    print(f"{seeds} histories, {operations} operations, {bad} bad, {time.monotonic() - started:.0f} s")
-    for kind, where in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        print(f"{len(where)} of {kind}: seeds {', '.join(map(str, where[:10]))}")
+    return tally
+
+
+def prepare(without: list[str]) -> None:
+    """What each process of a soak needs: no log, and not the kinds of acts that are left out."""
+    for kind in without:
+        del KINDS[kind]
+    log.handlers[:] = [logging.NullHandler()]
+    log.propagate = False
+    log.setLevel(logging.CRITICAL + 1)
+
+
+def soak_side_by_side(first: int, seeds: int, length: int, jobs: int, without: list[str]) -> int:
+    """Play them in several processes, tell how far it is, and in the end what was found."""
+    started = time.monotonic()
+    tally = Tally()
+    parts = [range(start, min(start + PART, first + seeds)) for start in range(first, first + seeds, PART)]
+    with ProcessPoolExecutor(jobs, initializer=prepare, initargs=(without,)) as pool:
+        for done in as_completed([pool.submit(soak, part, length) for part in parts]):
+            tally.add(done.result())
+            if sys.stderr.isatty():
+                print(f"{tally.histories} of {seeds} histories", end="\r", file=sys.stderr)
+    bad = sum(map(len, tally.kinds.values()))
+    seconds = time.monotonic() - started
+    print(f"{tally.histories} histories, {tally.operations} operations, {bad} violations, {seconds:.0f} s")
+    for kind, where in sorted(tally.kinds.items(), key=lambda item: -len(item[1])):
+        print(f"{len(where)} of {kind}: seeds {', '.join(map(str, sorted(where)[:10]))}")
+        print(f"    replay: python -m tests.simulation.soak --replay {min(where)}")
     return bool(bad)
 
 
@@ -94,16 +138,16 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--seeds", type=int, default=1000, metavar="N")
     parser.add_argument("--length", type=int, default=40, metavar="OPS")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes, one for each CPU"
+    )
     parser.add_argument("--replay", type=int, metavar="SEED")
     parser.add_argument("--without", nargs="*", default=[], choices=KINDS, metavar="KIND")
     arguments = parser.parse_args()
-    for kind in arguments.without:
-        del KINDS[kind]
-    log.handlers[:] = [logging.NullHandler()]
-    log.propagate = False
     if arguments.replay is not None:
+        prepare(arguments.without)
         return replay(arguments.replay, arguments.length)
-    return soak(arguments.first, arguments.seeds, arguments.length)
+    return soak_side_by_side(arguments.first, arguments.seeds, arguments.length, arguments.jobs, arguments.without)
 
 
 if __name__ == "__main__":
