@@ -16,8 +16,9 @@ import pyudev
 from nvmeofd.kernel.interface import Event, EventKind
 
 SUBSYSTEMS = ("block", "nvme", "nvme-subsystem")
-# The loop runs other things after so many events; the rest keeps the socket readable. One event takes about 40 µs.
-_EVENTS_PER_TURN = 64
+# The loop runs other things after so many events; the rest keeps the socket readable. One event takes about 40 µs, and
+# an answer several turns of the loop.
+_EVENTS_PER_TURN = 16
 # For thousands of events while the daemon does not get to run. Pages are only used while events wait.
 _RECEIVE_BUFFER = 8 << 20
 _SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h; needs CAP_NET_ADMIN
