@@ -27,7 +27,7 @@ from nvmeofd.operations.guard import (
     unreadable,
     visible_users,
 )
-from nvmeofd.operations.volumes import Volume, find_namespace
+from nvmeofd.operations.volumes import Volume, find_mount, find_namespace
 from nvmeofd.requests import UnstageRequest
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
     * no controller is live, and none belongs to another orchestrator;
     * on the other namespaces, all that the guard checks: mounts, binds, holders, swap, open files, and an exclusive
       claim on each, so that nobody can begin to use one meanwhile;
-    * on the volume's own namespace: holders, swap, binds of the device node, mounts of a partition, open files of the
-      device (those of udev, which is held like everybody else, excepted).
+    * on the volume's own namespace: that it still is mounted, or that the kernel has not ended its umount (it is
+      claimed like the others if neither); holders, swap, binds of the device node, mounts of a partition, open files
+      of the device (those of udev, which is held like everybody else, excepted).
 
     Not checked: who works in the filesystem (files open in it, binds of it, copies of its mount in other mount
     namespaces), because that is what is given up here; and whether a path would have come back a moment later.
@@ -84,7 +85,9 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
     if subsystem is None:
         return None
     stop_if_used(_other_users(core, subsystem, volume))
-    own = find_namespace(subsystem, volume)
+    # What holds the volume's own device, and is let go: its mount, or the kernel that is still at work on its umount.
+    mounted = find_mount(core.cache, subsystem, volume) is not None
+    own = find_namespace(subsystem, volume) if mounted or await still_unmounting(core, volume) else None
     deletion: Deletion | None = None
     try:
         async with core.kernel.claim([namespace for namespace in subsystem.namespaces if namespace is not own]):
@@ -97,6 +100,8 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
             if not same_namespaces(subsystem, again):
                 raise DisconnectFailed(f"the namespaces of {volume.nqn} are changing, try again")
             stop_if_used(_other_users(core, again, volume))
+            if mounted and find_mount(core.cache, again, volume) is None:
+                return None  # somebody has unmounted it: whoever holds its device now is somebody else
             if volume.staging_path in core.journal.volumes:
                 core.journal.set_phase(volume.staging_path, Phase.FORCING)
             deletion = Deletion(core, job, volume.nqn, again.controllers)

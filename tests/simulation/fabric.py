@@ -142,7 +142,7 @@ class Fabric:
         self._world.meddling["paths"] += 1
         for controller in self.controllers():
             if place_of(controller.address) == address and controller.state == "connecting":
-                controller.state = "live"
+                controller.state, controller.live_since = "live", self._world.tick()
                 self._world.emit_device("change", "nvme", controller.name, NVME_EVENT="connected")
                 self._world.later(self._world.scan_delay(), lambda c=controller: self.scan(c))  # type: ignore[misc]
         self._world.changed()

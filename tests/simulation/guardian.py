@@ -89,11 +89,17 @@ class Guardian:
 
     def _is_let_go(self, head: SimHead) -> bool:
         """Whether it is a dead disk, and its volume is being unstaged by force, as somebody asked for."""
-        job, world = JOB.get(), self._kernel.world
-        if job is None or head.live or job.operation not in (OperationKind.UNSTAGE, OperationKind.TIDY):
+        job, world, looks = JOB.get(), self._kernel.world, _LOOKS.get()
+        if job is None or job.operation not in (OperationKind.UNSTAGE, OperationKind.TIDY):
             return False
-        own = any(mount.by_daemon and mount.head is head for mount in world.mounts.at(job.staging_path))
-        return own and self._is_forced(job)
+        seen = looks.get(head.subsystem.nqn, 0)
+        if any(one.state == "live" and one.live_since < seen for one in head.subsystem.controllers):
+            return False
+        path = job.staging_path
+        own = any(mount.by_daemon and mount.head is head for mount in world.mounts.at(path))
+        # somebody may have taken the mount away after the last look
+        left = world.mounts.staged.get(path) is head and world.mounts.uncovered.get(path, 0) > looks.get(MOUNTS, 0)
+        return (own or left) and self._is_forced(job)
 
     def _is_forced(self, job: Job) -> bool:
         """Whether it lets go of a dead volume, as somebody asked for."""

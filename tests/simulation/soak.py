@@ -21,6 +21,7 @@ from tests.simulation.acts import Op
 from tests.simulation.histories import KINDS, draw, play
 
 PART = 100  # histories that a process plays at a time
+TELL = 5000  # histories after which it says how far it is
 
 
 def complaints(seed: int, ops: list[Op]) -> tuple[list[str], int]:
@@ -122,8 +123,8 @@ def soak_side_by_side(first: int, seeds: int, length: int, jobs: int, without: l
     with ProcessPoolExecutor(jobs, initializer=prepare, initargs=(without,)) as pool:
         for done in as_completed([pool.submit(soak, part, length) for part in parts]):
             tally.add(done.result())
-            if sys.stderr.isatty():
-                print(f"{tally.histories} of {seeds} histories", end="\r", file=sys.stderr)
+            if tally.histories % TELL == 0:
+                print(f"{tally.histories} of {seeds} histories, {tally.operations} operations", flush=True)
     bad = sum(map(len, tally.kinds.values()))
     seconds = time.monotonic() - started
     print(f"{tally.histories} histories, {tally.operations} operations, {bad} violations, {seconds:.0f} s")

@@ -51,6 +51,7 @@ class SimController:
     host: HostIdentity
     ctrl_loss_tmo: int
     state: str = "live"
+    live_since: int = 0  # when it came back
     down_since: int = 0  # which outage this is, so that an old timer does not end a new one
     by_daemon: bool = False
     # Somebody else connected it while the daemon was at it, too: nobody can tell whose it is.

@@ -160,6 +160,25 @@ def test_another_user_of_the_device_itself(user: str) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("call", ["claim", "scan_processes"])
+def test_unmounted_by_somebody_who_goes_on_to_use_the_device(call: str) -> None:
+    @simulated()
+    async def history(host: Host) -> None:
+        await host.stage(ONE, EXT4, PATHS, PATH)
+        cut(host)
+
+        def meddle() -> None:
+            host.world.unmount(PATH, lazy=True)
+            host.world.mount(host.world.head(ONE, 1), "/mnt/y")
+
+        host.kernel.faults.hook(call, meddle)
+        assert not await host.unstage(PATH, force=True)
+        assert host.world.connected(ONE)
+        host.world.unmount("/mnt/y")
+
+    history()
+
+
 @simulated()
 async def test_binds_and_copies_of_its_own_mount_do_not_keep_it(host: Host) -> None:
     await host.stage(ONE, EXT4, PATHS, "/srv/a")
