@@ -17,7 +17,7 @@ ARGS ?=
 SEEDS ?= 10000
 FIRST ?= 0
 
-.PHONY: help setup lint format check check-fast unit vm soak demo bench deb lintian rpm install-data clean
+.PHONY: help setup lint format check check-fast unit vm soak fuzz demo bench deb lintian rpm install-data clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -51,6 +51,11 @@ vm: setup deb ## tests on a real kernel, in a guest
 
 soak: setup ## random histories, on all CPUs: SEEDS=10000 FIRST=0
 	$(VENV)/python -m tests.simulation.soak --seeds $(SEEDS) --first $(FIRST) $(ARGS)
+
+# The wheels of atheris are for Python 3.11 to 3.13; for another one pip builds it, which needs clang.
+fuzz: setup ## parsers under a fuzzer, a minute for each group
+	@$(VENV)/python -c "import atheris" 2>/dev/null || $(VENV)/python -m pip install -q "atheris>=3,<4"
+	$(VENV)/python -m tests.fuzz $(ARGS)
 
 demo: setup deb ## the main job, shown in a guest
 	$(VENV)/python -m tests.vm.demo $(ARGS)

@@ -62,7 +62,8 @@ def _frames(data: bytes) -> None:
     """However the stream is cut, the messages are the same, and their bodies are right or refused."""
     found: list[list[Any]] = []
     for size in (len(data) or 1, 1, 7):
-        reader, messages = FrameReader(), []
+        reader = FrameReader()
+        messages: list[Any] = []
         try:
             for start in range(0, len(data), size):
                 reader.feed(data[start : start + size])
