@@ -320,8 +320,7 @@ class Acts:
 
     def do_hide(self, _: Op) -> None:
         """A process whose open files cannot be read."""
-        self.world.unreadable_pids = (77,)
-        self.world.meddling["users"] += 1
+        self.world.hide()
 
     def do_show(self, _: Op) -> None:
         self.world.unreadable_pids = ()

@@ -42,6 +42,7 @@ class Guardian:
     def __init__(self, kernel: SimKernel) -> None:
         self._kernel = kernel
         self.letting_go: Callable[[str], bool] = lambda _: False  # whether the volume at a path is noted as forced
+        self.stage_waits: Callable[[Job], Job | None] = lambda _: None  # a Stage that waited when the job began
 
     def _wrong(self, text: str) -> None:
         self._kernel.world.violation(text)
@@ -51,6 +52,7 @@ class Guardian:
     def check_deletion(self, controller: SimController) -> None:
         """Write down what is wrong with deleting this controller now."""
         self._check_ownership(controller)
+        self._check_time(controller)
         for head in controller.subsystem.heads:
             if head.paths == [controller]:
                 self._check_head(controller, head)
@@ -71,6 +73,14 @@ class Guardian:
             self._wrong(f"{job} deleted {controller.name}, which somebody else connected")
         if job.operation is OperationKind.TIDY and job.nqn in world.kept:
             self._wrong(f"{job} deleted {controller.name}, which was to be kept")
+
+    def _check_time(self, controller: SimController) -> None:
+        world, looks, job = self._kernel.world, _LOOKS.get(), JOB.get()
+        if world.unreadable_pids and world.unreadable_since < looks.get(PROCESSES, 0):
+            self._wrong(f"deleted {controller.name}, and what process {world.unreadable_pids} uses cannot be told")
+        by_itself = job is not None and job.operation is not OperationKind.DISCONNECT and not self._is_forced(job)
+        if job is not None and by_itself and (waiting := self.stage_waits(job)):
+            self._wrong(f"{job} deleted {controller.name}, and {waiting} waited for it already")
 
     def _check_head(self, controller: SimController, head: SimHead) -> None:
         world, looks = self._kernel.world, _LOOKS.get()

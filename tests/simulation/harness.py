@@ -175,6 +175,7 @@ class Host:
         self.engine = Engine(kernel=self.kernel, journal=journal, config=self.config, observer=self.observer)
         self.judge = self.observer.judge = Judge(self.kernel, vars(self.engine)["_core"])
         self.kernel.guardian.letting_go = self.judge.is_forcing
+        self.kernel.guardian.stage_waits = self.judge.stage_waits
         await self.call(self.engine.start())
 
     def _somebody_connected(self, controller: SimController) -> None:

@@ -55,6 +55,7 @@ class Judge:
         self._core = core
         self._running: dict[str, Job] = {}
         self._begun: dict[str, int] = {}
+        self._last_at_begin: dict[int, int] = {}  # number of a job → of the last one that was there when it began
         self.accepted = 0
         self.answered = 0
         submit = core.workers.submit
@@ -97,6 +98,7 @@ class Judge:
         if job.number <= self._begun.get(job.nqn, 0):
             self._wrong(job, "begins after one that came later")
         self._running[job.nqn], self._begun[job.nqn] = job, job.number
+        self._last_at_begin[job.number] = max(self._core.workers.jobs)
         before = self._picture(job)
         kept = job.nqn in self._world.kept
         if job.operation is not OperationKind.TIDY:
@@ -129,6 +131,12 @@ class Judge:
             return
         if told is not error:
             self._wrong(job, f"ended with {error!r}, and its caller was told {told!r}")
+
+    def stage_waits(self, job: Job) -> Job | None:
+        """A Stage of the same subsystem that waits, and did so when the job began."""
+        last = self._last_at_begin.get(job.number, 0)
+        stages = (one for one in self._core.workers.of(job.nqn) if one.operation is OperationKind.STAGE)
+        return next((one for one in stages if not one.started and one.number <= last), None)
 
     def is_forcing(self, path: str) -> bool:
         """Whether it is written down that the volume there is being let go by force."""

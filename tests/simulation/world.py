@@ -58,6 +58,7 @@ class SimWorld:
         self.holders: list[Holder] = []
         self.swaps: list[SimSwap] = []
         self.unreadable_pids: tuple[int, ...] = ()
+        self.unreadable_since = 0
         self.fabric = Fabric(self)
         self.files = Files(lambda path: self.mounts.kind_at(path))  # noqa: PLW0108 - the table is made after it
         self.mounts = MountTable(self)
@@ -221,6 +222,11 @@ class SimWorld:
         self.meddling["users"] += 1
         self.changed()
         return opener
+
+    def hide(self, pid: int = 77) -> None:
+        """A process whose open files cannot be read."""
+        self.unreadable_pids, self.unreadable_since = (pid,), self.tick()
+        self.meddling["users"] += 1
 
     def close(self, opener: Opener) -> None:
         if opener in self.openers:
