@@ -24,7 +24,7 @@ from nvmeofd.operations.recovery import recover
 from nvmeofd.operations.stage import stage
 from nvmeofd.operations.tidy import Tidier
 from nvmeofd.operations.unstage import clean_up, not_staged_here, unstage
-from nvmeofd.operations.volumes import Volume, current_state
+from nvmeofd.operations.volumes import NO_MOUNT, Volume, current_state, stale_mounts
 from nvmeofd.requests import StageRequest
 from nvmeofd.workers import Job, Workers
 
@@ -372,9 +372,13 @@ class Engine:
             if volume.nqn not in subsystems:
                 subsystems[volume.nqn] = self._core.kernel.subsystem(volume.nqn)
             state = current_state(self._core.cache, subsystems[volume.nqn], volume)
+            mount_id = volume.mount_id
+            if state is VolumeState.LOST and not stale_mounts(self._core.cache, volume):
+                mount_id = NO_MOUNT  # the kernel gives the number to another mount
             if state is not volume.state:
                 log.info("volume %s at %s is %s", volume.wwid, volume.staging_path, state)
-                self._core.change_volume(replace(volume, state=state))
+            if (state, mount_id) != (volume.state, volume.mount_id):
+                self._core.change_volume(replace(volume, state=state, mount_id=mount_id))
 
 
 def _same_request(one: object, other: StageRequest | UnstageRequest | DisconnectRequest) -> bool:

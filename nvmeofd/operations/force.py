@@ -87,9 +87,9 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
     stop_if_used(_other_users(core, subsystem, volume))
     # What holds the volume's own device, and is let go: its mount, or the kernel that is still at work on its umount.
     mounted = find_mount(core.cache, subsystem, volume) is not None
-    own = find_namespace(subsystem, volume) if mounted or await still_unmounting(core, volume) else None
     deletion: Deletion | None = None
     try:
+        own = find_namespace(subsystem, volume) if mounted or await _held_by_umount(core, volume) else None
         async with core.kernel.claim([namespace for namespace in subsystem.namespaces if namespace is not own]):
             scan = await scan_processes(core, subsystem)
             stop_if_used(openers(subsystem, scan, transient=False))
@@ -180,10 +180,18 @@ async def umount(core: Core, job: Job, volume: Volume) -> None:
 
 
 async def still_unmounting(core: Core, volume: Volume) -> bool:
-    """Whether the kernel still has the filesystem although nobody has it mounted.
+    """Whether the kernel has not ended the umount of the filesystem. What cannot be told counts as not ended."""
+    try:
+        return await _held_by_umount(core, volume)
+    except OSError:
+        return True
+
+
+async def _held_by_umount(core: Core, volume: Volume) -> bool:
+    """Whether the kernel still has the filesystem although nobody has it mounted. Raises OSError.
 
     umount(2) takes the mount away first and then writes what is left. When the daemon died meanwhile nobody waits for
-    that, and the claim is all there is to see of it. What cannot be told counts as not ended.
+    that, and the claim is all there is to see of it.
     """
     subsystem = core.kernel.subsystem(volume.nqn)
     own = find_namespace(subsystem, volume)
@@ -198,8 +206,6 @@ async def still_unmounting(core: Core, volume: Volume) -> bool:
             return not (scan.open_files or scan.foreign_mounts)
     except DeviceChanged:
         return False
-    except OSError:
-        return True
 
 
 def _refuse(core: Core, job: Job, refusal: NvmeofdError | OSError) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from nvmeofd.kernel.interface import Mount
 
 
+NO_MOUNT = -1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """One staged volume. ``size`` is in bytes, ``staged_at`` in microseconds since the epoch."""
@@ -23,7 +26,7 @@ class Volume:
     device: str  # /dev/nvme0n1, the name at the time of staging
     number: DeviceNumber
     diskseq: int
-    mount_id: int = 0  # of the mount that was made at the staging path, 0 before it is known
+    mount_id: int = 0  # of the mount that was made at the staging path, 0 before it is known, NO_MOUNT when it is gone
     staging_path: str
     type: VolumeType
     fstype: str  # "" for block volumes

@@ -6,6 +6,7 @@ reads are counted apart.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,22 @@ async def stage_and_keep(host: Host) -> None:
     await host.unstage("/srv/new", keep_connected=True)
 
 
+async def stage_beside_a_bind(host: Host) -> None:
+    """A bind of a device node is what no claim finds."""
+    await stage_ext4(host)
+    host.world.bind_device(host.world.head(ONE, 2), "/srv/file")
+
+
+async def with_garbage(host: Host) -> None:
+    host.world.fabric.targets[ONE].namespaces[3].garbage = True
+
+
+async def unstage_before_a_stage(host: Host) -> None:
+    await asyncio.gather(
+        host.answer(host.start_unstage("/srv/new")), host.answer(host.start_stage(ONE, XFS, PATHS, "/srv/b"))
+    )
+
+
 async def connect_by_hand(host: Host) -> None:
     for address in PATHS:
         host.world.connect(ONE, address)
@@ -80,6 +97,11 @@ SCENARIOS = {
         Scenario("disconnect", lambda h: h.disconnect(ONE), connect_by_hand),
     )
 }
+# For one thing each, see test_everywhere.
+BOUND = Scenario("unstage-beside-a-bind", lambda h: h.unstage("/srv/new"), stage_beside_a_bind)
+GARBAGE = Scenario("format-garbage", SCENARIOS["format"].act, with_garbage, again=False)
+AWAITED = Scenario("unstage-before-a-stage", unstage_before_a_stage, stage_ext4)
+FORCE = Scenario("force", lambda h: h.unstage("/srv/new", force=True), stage_ext4)
 
 
 async def new_host(scenario: Scenario) -> Host:
@@ -124,6 +146,7 @@ async def settle_up(host: Host, scenario: Scenario) -> list[str]:
         await scenario.act(host)
     await host.quiesce(70)
     found = host.complaints()
+    everybody_leaves(host.world)
     for path in list(host.engine.volumes):
         await host.unstage(path)
     await host.disconnect(ONE)
@@ -164,6 +187,16 @@ def play(case: Case) -> list[str]:
 
 
 # ---- what goes wrong
+
+
+def as_it_is(scenario: Scenario) -> Iterator[Case]:
+    """Nothing goes wrong."""
+
+    async def act(host: Host) -> list[str]:
+        await scenario.act(host)
+        return []
+
+    yield Case(scenario, "as it is", act)
 
 
 def _at_each_point(scenario: Scenario, act: Callable[[int], Act]) -> Iterator[Case]:

@@ -28,6 +28,7 @@ MOUNTS = "mounts"
 PROCESSES = "processes"
 CLAIM = "claim"
 REGISTRY = "registry of "
+REFUSED = "claim of "  # refused, as it is while the kernel writes what an umount left
 _LOOKS: ContextVar[Mapping[str, int]] = ContextVar("looks", default={})  # noqa: B039 - never changed, only replaced
 
 
@@ -109,7 +110,7 @@ class Guardian:
         own = any(mount.by_daemon and mount.head is head for mount in world.mounts.at(path))
         # somebody may have taken the mount away after the last look
         left = world.mounts.staged.get(path) is head and world.mounts.uncovered.get(path, 0) > looks.get(MOUNTS, 0)
-        return (own or left) and self._is_forced(job)
+        return (own or left or REFUSED + head.path in looks) and self._is_forced(job)
 
     def _is_forced(self, job: Job) -> bool:
         """Whether it lets go of a dead volume, as somebody asked for."""

@@ -16,7 +16,7 @@ from nvmeofd.journal import Phase
 from nvmeofd.model import OperationKind, VolumeState, VolumeType
 from nvmeofd.operations.volumes import Volume
 from nvmeofd.requests import StageRequest, UnstageRequest
-from tests.simulation.faults import JOB
+from tests.simulation.faults import JOB, EventFaults
 
 if TYPE_CHECKING:
     from nvmeofd.operations.core import Core
@@ -173,7 +173,8 @@ class Judge:
     def _at_peace(self, before: _Picture) -> bool:
         """Whether others have done nothing at all since, and nothing went wrong."""
         calm = self._calm(before, "mounts", "paths", "disks", "users", "files")
-        return calm and self._kernel.faults.hits == before.hits
+        faults = self._kernel.faults
+        return calm and faults.hits == before.hits and faults.events == EventFaults()
 
     def _used(self, nqn: str) -> bool:
         return bool(self._world.subsystem_uses(nqn, but=self._kernel) or self._world.unreadable_pids)
@@ -249,7 +250,7 @@ class Judge:
         if self._calm(before, "mounts") and any(m.by_daemon for m in self._world.mounts.at(path)):
             self._wrong(job, "succeeded, and the volume is mounted")
         left = self._controllers(job.nqn)
-        if request.keep_connected and before.volume is not None:
+        if request.keep_connected and before.volume is not None and path not in self._world.forced:
             if any(map(self._world.owned_by_daemon, left)):
                 self._world.kept.add(job.nqn)
             if self._calm(before, "paths") and left != before.controllers:
@@ -305,8 +306,9 @@ class Judge:
             self._wrong(job, f"failed, and has left {new} connected for no reason")
 
     def _give_up_disks(self, job: Job, before: _Picture) -> None:
-        """What a mkfs has left and a fault kept from being wiped off is for people to deal with. They are told."""
-        if self._kernel.faults.hits != before.hits:
+        """What a mkfs has left, and a fault or others kept from being wiped off, is for people to deal with. They are
+        told; and mkfs itself sees to it that what it did not finish is not mounted."""
+        if self._kernel.faults.hits != before.hits or not self._calm(before, "paths", "disks", "users", "mounts"):
             for disk in before.contents:
                 disk.unfinished = False
 
@@ -364,4 +366,4 @@ def _forces(job: Job, path: str) -> bool:
 
 def _but_state(volume: Volume | None) -> Volume | None:
     """The volume without what changes by itself."""
-    return None if volume is None else replace(volume, state=VolumeState.STAGED)
+    return None if volume is None else replace(volume, state=VolumeState.STAGED, mount_id=0)

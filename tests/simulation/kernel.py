@@ -35,7 +35,7 @@ from nvmeofd.model import (
 from tests.simulation.device import SimLockedDevice
 from tests.simulation.faults import FaultPlan
 from tests.simulation.files import Node
-from tests.simulation.guardian import CLAIM, PROCESSES, Guardian, looked
+from tests.simulation.guardian import CLAIM, PROCESSES, REFUSED, Guardian, looked
 from tests.simulation.reads import SimReads
 from tests.simulation.state import SimHead, SimMount
 from tests.simulation.world import SimWorld
@@ -146,7 +146,9 @@ class SimKernel(SimReads):
             # an error that comes after the effect closes the descriptors, too
             await self.call("claim", effect, detail=detail, undo=release)
             looked(CLAIM, moments[-1])
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ClaimBusy) and len(namespaces) == 1:
+                looked(REFUSED + namespaces[0].path, self.world.tick())
             if not self.killed:
                 release()
             raise

@@ -11,10 +11,15 @@ import pytest
 from nvmeofd.errors import InUse, NvmeofdError
 from tests.simulation.clock import run
 from tests.simulation.everywhere import (
+    AWAITED,
+    BOUND,
+    FORCE,
+    GARBAGE,
     SCENARIOS,
     USERS,
     Case,
     Scenario,
+    as_it_is,
     cancels,
     comers,
     crashes,
@@ -164,6 +169,23 @@ def test_somebody_is_there(user: str) -> None:
         await host.stop()
 
     run(main())
+
+
+def test_a_bind_is_there_and_something_cannot_be_read() -> None:
+    check(failing_reads(BOUND))
+
+
+def test_garbage_that_cannot_be_read_is_not_formatted() -> None:
+    check(failures(GARBAGE))
+
+
+def test_a_stage_waits() -> None:
+    """The subsystem stays connected for it."""
+    check(as_it_is(AWAITED))
+
+
+def test_force_for_what_is_alive() -> None:
+    check(as_it_is(FORCE))
 
 
 def test_points_are_many() -> None:

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from nvmeofd.errors import Cancelled, Failed, MountFailed, WrongFilesystem
+from nvmeofd.errors import Cancelled, Failed, MountFailed, NvmeofdError, WrongFilesystem
 from nvmeofd.kernel.interface import ConnectError
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import EXT4, FILE, ONE, PATHS, XFS, simulated
@@ -112,3 +112,23 @@ async def test_bound_over_by_somebody_and_found_again(host: Host) -> None:
     host.world.unmount(FILE)
     await host.unstage(FILE)
     assert not host.world.mounts.at(FILE)
+
+
+@simulated()
+async def test_number_of_the_mount_passes_to_another(host: Host) -> None:
+    """What somebody else bound there has the number, and a device of the same name, that the lost volume had."""
+    await host.stage(ONE, EXT4, PATHS, FILE, type="block")
+    name, mount_id = host.engine.volumes[FILE].device, host.engine.volumes[FILE].mount_id
+    host.world.unmount(FILE)
+    await host.quiesce(20)
+    host.world.connect(ONE, PATHS[0])
+    await host.quiesce(5)
+    head = next(head for head in host.world.fabric.heads() if head.path == name)
+    host.world.bind_device(head, FILE)
+    assert host.world.mounts.at(FILE)[0].mount_id == mount_id
+    host.world.disconnect(ONE)
+    with contextlib.suppress(NvmeofdError):
+        await host.unstage(FILE)
+    assert host.world.mounts.at(FILE)
+    host.world.unmount(FILE)
+    await host.unstage(FILE)
