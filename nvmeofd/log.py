@@ -7,6 +7,8 @@ import sys
 
 log = logging.getLogger("nvmeofd")
 
+_LONGEST = 4096  # characters, as many as a path has bytes
+
 _PREFIXES = {
     logging.DEBUG: "<7>",
     logging.INFO: "<6>",
@@ -35,5 +37,9 @@ def setup(level: int) -> None:
 
 
 def quoted(text: str) -> str:
-    """``text`` as one log-safe word: control characters and line ends cannot forge a log line."""
-    return text if text.isprintable() else ascii(text)
+    """``text`` as one log-safe word: control characters and line ends cannot forge a log line.
+
+    What a caller sent can be far longer than any name; then the end is left out.
+    """
+    shown = text if text.isprintable() else ascii(text)
+    return shown if len(shown) <= _LONGEST else shown[:_LONGEST] + "…"

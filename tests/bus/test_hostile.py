@@ -1,16 +1,13 @@
-"""Nonsense, floods and clients that misbehave: each gets an error with a known name, or is cut off by the bus.
+"""Any calls and any bytes: each gets an error with a known name, or is cut off by the bus.
 
-Whatever comes, the service answers others afterwards, with no more memory, files, threads and tasks than before.
+Whatever comes, the service answers others afterwards, with no more files and tasks than before.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import subprocess
-import sys
 from collections.abc import Awaitable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,20 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nvmeofd import errors
 from nvmeofd.bus import messages
-from nvmeofd.bus.connection import Connection
 from nvmeofd.bus.dbusnext import decode_body, encode, variant
 from nvmeofd.bus.frames import MAX_BODY, MAX_HEADER, BrokenStream, FrameReader
 from nvmeofd.bus.handshake import authenticate, connect
 from nvmeofd.bus.introspection import INTERFACES, STANDARD
-from nvmeofd.bus.messages import BUS_NAME, BUS_PATH, OBJECT_MANAGER, DBusError, Flags, Message, MessageType
+from nvmeofd.bus.messages import BUS_NAME, BUS_PATH, DBusError, Flags, Message, MessageType
 from nvmeofd.bus.paths import ROOT, SERVICE_NAME, job_path, subsystem_path, volume_path
 from nvmeofd.bus.service import BusService
 from tests.bus.fake import NQN, FakeCore, subsystem, volume
 from tests.bus.harness import (
     MANAGER,
-    REPOSITORY,
     PrivateBus,
     ScriptedBus,
     client,
@@ -41,15 +35,10 @@ from tests.bus.harness import (
     service,
     welcome,
 )
+from tests.bus.refusals import check
 from tests.unit.fuzzing import damaged
 
 T = TypeVar("T")
-
-KNOWN_NAMES = {errors.dbus_name(kind("")) for kind in errors.NvmeofdError.__subclasses__()} | {
-    value for value in vars(messages).values() if isinstance(value, str) and ".Error." in value
-}
-# What the service says when something happened that nobody thought of.
-UNEXPECTED = errors.dbus_name(errors.Failed(""))
 
 many = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -129,12 +118,6 @@ def calls(draw: st.DrawFn) -> Message:
         *(value_of(draw, kind) for kind in split(signature)),
         flags=Flags(draw(st.sampled_from([0, 0, 0, 2, 4, 6]))),
     )
-
-
-def check(error: DBusError) -> None:
-    assert error.name in KNOWN_NAMES - {UNEXPECTED}, str(error)
-    assert error.text
-    assert len(error.text) < 16 << 10
 
 
 # The service in this process
@@ -326,121 +309,3 @@ def test_any_bytes_from_the_bus(runner: asyncio.Runner, data: bytes) -> None:
 
     runner.run(serve())
     assert not complaints
-
-
-# The service as a process
-
-
-class Served:
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._proc = Path("/proc") / str(process.pid)
-
-    def held(self) -> tuple[int, int]:
-        """Open files and threads."""
-        return len(list((self._proc / "fd").iterdir())), len(list((self._proc / "task").iterdir()))
-
-    def memory(self) -> int:
-        """Of the process, in KiB."""
-        found = re.search(r"VmRSS:\s+(\d+)", (self._proc / "status").read_text())
-        assert found
-        return int(found[1])
-
-
-@contextmanager
-def served(bus: PrivateBus) -> Iterator[Served]:
-    """Ends with the question whether it ended well."""
-    command = [sys.executable, "-m", "tests.bus.serve", bus.address]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        try:
-            yield Served(process)
-        finally:
-            process.stdin.close()
-            status = process.wait(30)
-        assert status == 0
-
-
-async def refusals(work: list[Awaitable[Any]]) -> int:
-    """How many of these calls are refused; there must be no other failures."""
-    answers = await asyncio.gather(*work, return_exceptions=True)
-    refused = [one for one in answers if isinstance(one, BaseException)]
-    for error in refused:
-        assert isinstance(error, DBusError)
-        check(error)
-    return len(refused)
-
-
-async def test_requests_leave_no_memory_behind(bus: PrivateBus) -> None:
-    """Thousands of types that were never seen before, and bodies up to far more than is accepted."""
-    kinds = ["a(" + "".join("sbiu"[number >> shift & 3] for shift in range(0, 12, 2)) + ")" for number in range(1500)]
-    with served(bus) as process:
-        async with client(bus) as caller:
-            limit = 0
-            for part in range(3):
-                for kind in kinds[part::3]:
-                    option = {"k": variant(kind, [])}
-                    assert await refusals([caller.manager("Unstage", "sa{sv}", "/srv/x", option)]) == 1
-                for size in (1 << 10, MAX_BODY - 1024, MAX_BODY + 1, 8 << 20):
-                    filled = {f"key-{size}": variant("ay", bytes(size))}
-                    for _ in range(4):
-                        assert await refusals([caller.manager("Unstage", "sa{sv}", "/srv/x", filled)]) == 1
-                if part == 0:
-                    limit = process.memory() + (16 << 10)  # what the first part took is used again
-            assert await caller.get(ROOT, MANAGER, "Version")
-            assert process.memory() < limit
-
-
-def stage(number: int) -> Message:
-    return request(ROOT, MANAGER, "Stage", "ssassa{sv}", NQN, "nsid.1", ["loop://"], f"/srv/{number}", {})
-
-
-async def test_clients_that_vanish(bus: PrivateBus) -> None:
-    """They ask, and are gone before the answer."""
-    with served(bus) as process:
-        async with client(bus) as caller:
-            await caller.get(ROOT, MANAGER, "Version")
-            before = process.held()
-            for _ in range(300):
-                leaving = await Connection.open(bus.address)
-                for _ in range(3):
-                    leaving.send(request(ROOT, OBJECT_MANAGER, "GetManagedObjects"))
-                leaving.send(request(ROOT, messages.PROPERTIES, "GetAll", "s", MANAGER))
-                leaving._flush()
-                leaving._shut()
-            for _ in range(20):
-                assert await caller.get(ROOT, MANAGER, "Version")
-            assert process.held() == before
-            assert process.memory() < 100 << 10
-
-
-async def test_ten_thousand_subscriptions(bus: PrivateBus) -> None:
-    """100 clients with 100 rules each; half of them never read. The others get every signal, once and in order."""
-    changes = 100
-    async with AsyncExitStack() as stack:
-        process = stack.enter_context(served(bus))
-        caller = await stack.enter_async_context(client(bus))
-        everybody = [await stack.enter_async_context(client(bus)) for _ in range(100)]
-        for one in everybody:
-            for number in range(99):
-                one.connection.tell_bus(
-                    "AddMatch", "s", f"type='signal',sender='{SERVICE_NAME}',path='/never/{number}'"
-                )
-            await one.subscribe()
-        readers, lazy = everybody[:50], everybody[50:]
-        for one in lazy:
-            one.connection._working_off = True
-            one.connection._balance()
-        before = process.memory()
-        staging = [asyncio.create_task(caller.connection.call(stage(number))) for number in range(changes)]
-        for _ in range(20):
-            assert await caller.get(ROOT, MANAGER, "Version")
-        paths = [(await task)[0] for task in staging]
-        first = [decode_body(await readers[0].signal("InterfacesAdded"))[0] for _ in range(changes)]
-        assert sorted(first) == sorted(paths)
-        for one in readers[1:]:
-            announced = [decode_body(await one.signal("InterfacesAdded"))[0] for _ in range(changes)]
-            assert announced == first
-        assert await caller.get(ROOT, MANAGER, "Version")
-        assert process.memory() < before + (16 << 10)

@@ -68,3 +68,9 @@ def test_quoted_is_one_line(text: str) -> None:
     assert shown.isprintable()
     if text.isprintable():
         assert shown == text
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "\n" * 100_000])
+def test_quoted_leaves_out_the_end_of_what_is_too_long(text: str) -> None:
+    assert len(quoted(text)) < 5000
+    assert quoted(text).endswith("…")
