@@ -73,7 +73,14 @@ def stale_mounts(cache: MountCache, volume: Volume) -> tuple[Mount, ...]:
     """Mounts at the staging path that were the volume's, left behind by a device that went away under them.
 
     Recognised by the identifier of the mount, as long as it is known: a device number may belong to any disk by now.
+
+    Raises:
+        OSError: the mount table cannot be read.
     """
+    if volume.type is VolumeType.BLOCK:
+        # that its node is gone shows in the table, which does not count as changed for it; the event may come late
+        cache.invalidate()
+        cache.refresh()
     return tuple(
         mount
         for mount in cache.mounts_at(volume.staging_path)

@@ -108,8 +108,8 @@ class Guardian:
             return False
         path = job.staging_path
         own = any(mount.by_daemon and mount.head is head for mount in world.mounts.at(path))
-        # somebody may have taken the mount away after the last look
-        left = world.mounts.staged.get(path) is head and world.mounts.uncovered.get(path, 0) > looks.get(MOUNTS, 0)
+        # after the last look somebody may have taken the mount away, or the umount that waited have come to its end
+        left = world.mounts.staged.get(path) is head and world.mounts.removed.get(path, 0) > looks.get(MOUNTS, 0)
         return (own or left or REFUSED + head.path in looks) and self._is_forced(job)
 
     def _is_forced(self, job: Job) -> bool:

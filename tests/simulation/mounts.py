@@ -35,6 +35,7 @@ class MountTable:
         self.mounts: list[SimMount] = []
         self.generation = 0  # of the host's table
         self.staged: dict[str, SimHead] = {}  # path → what the daemon has mounted there, or has written down to do so
+        self.removed: dict[str, int] = {}  # path → when the last mount there went away, whoever did it
         self.uncovered: dict[str, int] = {}  # path → when somebody last took a mount away there
         self.busy: set[str] = set()  # paths in whose filesystem a process works, so that they cannot be unmounted
         for point, number, fstype, source in BASE:
@@ -202,6 +203,8 @@ class MountTable:
     def remove(self, mount: SimMount) -> None:
         """This very mount goes, wherever it is in the stack."""
         self.mounts.remove(mount)
+        if mount.space == 0:
+            self.removed[mount.mount_point] = self._world.tick()
         self._ids.free(mount.mount_id)
         last = not any(m.number == mount.number for m in self.mounts)
         if mount.number.major == 0 and mount.fstype == "btrfs" and last:

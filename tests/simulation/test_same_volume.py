@@ -9,6 +9,7 @@ import pytest
 
 from nvmeofd.errors import Cancelled, Failed, MountFailed, NvmeofdError, WrongFilesystem
 from nvmeofd.kernel.interface import ConnectError
+from tests.simulation.faults import EventFaults
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import EXT4, FILE, ONE, PATHS, XFS, simulated
 
@@ -132,3 +133,22 @@ async def test_number_of_the_mount_passes_to_another(host: Host) -> None:
     assert host.world.mounts.at(FILE)
     host.world.unmount(FILE)
     await host.unstage(FILE)
+
+
+@simulated()
+async def test_device_of_a_bind_goes_away_and_nobody_says_so(host: Host) -> None:
+    """That shows in the mount table, but it does not count as changed for that."""
+    await host.stage(ONE, EXT4, PATHS, FILE, type="block")
+    host.kernel.faults.events = EventFaults(silence=1.0)
+    host.world.disconnect(ONE)
+    await host.unstage(FILE)
+    assert not host.world.mounts.at(FILE)
+
+
+@simulated()
+async def test_device_of_a_bind_goes_away_in_the_middle_of_a_stage(host: Host) -> None:
+    host.kernel.faults.events = EventFaults(silence=1.0)
+    host.kernel.faults.hook("verify", lambda: host.world.disconnect(ONE))
+    with pytest.raises(MountFailed):
+        await host.stage(ONE, EXT4, PATHS, FILE, type="block")
+    assert not host.world.mounts.at(FILE)
