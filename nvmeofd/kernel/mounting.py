@@ -5,7 +5,8 @@ moment; mount(2) and umount(2) take paths and follow links. So the tools get a p
 /proc/self/fd/N, and what systemd is to know of the mount (_netdev) is recorded under the staging path afterwards.
 
 What makes it safe is that the kernel neither renames nor removes a directory entry that something is mounted on in
-this mount namespace (may_delete, vfs_rename: EBUSY), though it does rename the directories above.
+this mount namespace (may_delete, vfs_rename: EBUSY), though it does rename the directories above, and ends a rename
+that had begun before the mount. So the last component is not followed either.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ async def mount(commands: Commands, proc: str, what: What, path: str) -> None:
         if await _undo_elsewhere(commands, proc, what, target, path):
             raise StagingPathError(f"{path!r} was moved while something was mounted there")
         if not what.fstype and "ro" in what.options:
-            await _make_read_only(commands, path)
+            await _make_read_only(commands, path, what.number)
     finally:
         os.close(target)
     await tools.record_mount(commands, what.node, path, what.fstype, what.options)
@@ -83,18 +84,29 @@ async def _open_mount_point(path: str) -> int:
         raise CommandError("umount", 32, f"{quoted(path)}: {error}") from error
 
 
-async def _make_read_only(commands: Commands, path: str) -> None:
+async def _make_read_only(commands: Commands, path: str, number: DeviceNumber) -> None:
     """Binding and making it read-only are two calls to the kernel, and the second one is for what was mounted."""
     try:
-        parent = await in_thread(lambda: paths.open_mount_point(path), name=f"look at {path}", dispose=os.close)
+        bound = await in_thread(lambda: _open_bound(path, number), name=f"look at {path}", dispose=os.close)
     except OSError as error:
         raise StagingPathError(f"{path!r} was moved while something was mounted there") from error
     try:
-        await tools.remount_read_only(
-            commands, f"/proc/self/fd/{parent}/{os.path.basename(path)}", path, pass_fds=(parent,)
-        )
+        await tools.remount_read_only(commands, f"/proc/self/fd/{bound}", path, pass_fds=(bound,))
+    finally:
+        os.close(bound)
+
+
+def _open_bound(path: str, number: DeviceNumber) -> int:
+    """The device node that is bound at ``path`` (O_PATH). Raises StagingPathError, OSError."""
+    parent = paths.open_mount_point(path)
+    try:
+        bound = os.open(os.path.basename(path), paths.WALK, dir_fd=parent)
     finally:
         os.close(parent)
+    if block_number(os.fstat(bound)) != number:
+        os.close(bound)
+        raise StagingPathError(f"something else is mounted at {path!r}")
+    return bound
 
 
 async def _undo_elsewhere(commands: Commands, proc: str, what: What, target: int, path: str) -> bool:
@@ -115,6 +127,8 @@ async def _undo_elsewhere(commands: Commands, proc: str, what: What, target: int
             entry = f"/proc/self/fd/{parent}/{os.path.basename(place)}"
             await tools.umount(commands, entry, place, pass_fds=(parent,))
         except CommandError as error:
+            if os.readlink(f"{proc}/self/fd/{target}") != place:
+                continue  # it was renamed in between
             log.error("what was to be mounted at %s is at %s and stays there: %s", quoted(path), quoted(place), error)
         finally:
             os.close(parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
 from nvmeofd.kernel.commands import Commands
@@ -124,9 +125,28 @@ async def record_mount(commands: Commands, device: str, path: str, fstype: str, 
 
 
 async def umount(commands: Commands, place: str, path: str, *, pass_fds: Sequence[int]) -> None:
-    """Unmount what is topmost at ``place``. Raises CommandError, which says ``path``."""
-    argv = ("umount", "--no-canonicalize", "--no-mtab", "--", place)
-    await _run_at(commands, path, place, *argv, pass_fds=pass_fds)
+    """Unmount what is topmost at ``place``, which is no symbolic link. Raises CommandError, which says ``path``.
+
+    umount(8) of root follows a link in the last component. That is where one can turn up: a rename that the kernel
+    began before something was mounted there is done afterwards all the same, however long its filesystem takes.
+    """
+    try:
+        await _run_at(commands, path, place, sys.executable, "-I", "-S", "-c", _UMOUNT, place, pass_fds=pass_fds)
+    except CommandError as error:
+        raise CommandError("umount", error.status, error.reason) from error
+
+
+# A process, and not a call in a thread, because the kernel may hold it: see commands.py. UMOUNT_NOFOLLOW is 8.
+_UMOUNT = """
+import ctypes, errno, os, sys
+place = os.fsencode(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.umount2(place, 8) != 0:
+    number = ctypes.get_errno()
+    said = {errno.EBUSY: "target is busy", errno.EINVAL: "not mounted"}.get(number, os.strerror(number))
+    sys.stderr.write(f"{sys.argv[1]}: {said}\\n")
+    sys.exit(32)
+"""
 
 
 async def record_umount(commands: Commands, path: str) -> None:

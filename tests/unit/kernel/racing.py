@@ -31,6 +31,7 @@ THEM = 65534
 ROUNDS = 60
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # include/uapi/linux/fs.h
+_UMOUNT_NOFOLLOW = 8  # include/linux/fs.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -237,17 +238,20 @@ async def plain(scene: Scene, disk: Namespace, verb: str, _: str) -> None:
 async def storm(scene: Scene, disk: Namespace, verb: str, swap: str) -> None:
     done = refused = 0
     inside = os.listdir(scene.victim)
+    if verb.startswith("unmount"):
+        cover(scene.bait)
     with LinuxKernel() as kernel, scene.swapping(swap):
+        before = table(kernel, scene.victim)
         for _ in range(ROUNDS):
             try:
                 await attempt(kernel, scene, disk, verb)
                 done += 1
             except (CommandError, StagingPathError, OSError):
                 refused += 1
-            assert table(kernel, scene.victim) == [], f"it reached {scene.victim}"
+            assert table(kernel, scene.victim) == before, f"it reached {scene.victim}"
             assert os.listdir(scene.victim) == inside
             assert scene.bait.is_dir() is not scene.block
-            if verb in {"mount", "bind"}:
+            if verb in {"mount", "bind"} or verb.startswith("unmount"):
                 clear(kernel, scene)
     assert done + refused == ROUNDS
     print(f"{verb}, {swap}: {done} done, {refused} refused")
@@ -258,6 +262,9 @@ async def attempt(kernel: LinuxKernel, scene: Scene, disk: Namespace, verb: str)
     match verb.removesuffix("-block"):
         case "mount" | "bind":
             await mount(kernel, scene, disk)
+        case "unmount":
+            await mount(kernel, scene, disk)
+            await kernel.unmount(str(scene.path))
         case "create":
             with contextlib.suppress(OSError):
                 (os.unlink if scene.block else os.rmdir)("volume", dir_fd=scene.inside)
@@ -273,10 +280,10 @@ async def attempt(kernel: LinuxKernel, scene: Scene, disk: Namespace, verb: str)
 
 
 def clear(kernel: LinuxKernel, scene: Scene) -> None:
-    """Unmount by what the kernel says, again when they were faster."""
+    """Unmount by what the kernel says, again when they were faster; never by way of the parent, which may be a link."""
     while left := table(kernel, scene.theirs):
         for one in left:
-            subprocess.run(["umount", "-n", one.mount_point], check=False, capture_output=True)
+            _libc.umount2(f"/proc/self/fd/{scene.inside}/{Path(one.mount_point).name}".encode(), _UMOUNT_NOFOLLOW)
     Path("/run/mount/utab").unlink(missing_ok=True)
 
 

@@ -43,7 +43,10 @@ def test_right_before_the_tool_runs(directory: Path, verb: str, swap: str) -> No
     run(directory, "once", verb, swap)
 
 
-@pytest.mark.parametrize("verb", ["mount", "bind", "create", "create-block", "remove", "remove-block"])
+@pytest.mark.parametrize(
+    "verb",
+    ["mount", "bind", "unmount", "unmount-block", "create", "create-block", "remove", "remove-block"],
+)
 def test_all_the_time(directory: Path, verb: str) -> None:
     """Another process swaps as fast as it can."""
     run(directory, "storm", verb, "last")
