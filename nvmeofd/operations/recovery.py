@@ -46,9 +46,10 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
             return False
         # the mount was made just before the stop, or not removed before it: either way it is there now
         mount = own_mount(core, volume)
-        # somebody may have mounted the same over it
-        if volume.mount_id not in {there.mount_id for there in core.cache.mounts_at(path)}:
-            volume = replace(volume, mount_id=mount.mount_id if mount else 0)
+        # somebody may have mounted the same over it: then which of them it is stays as it is known, or unknown
+        there = [one.mount_id for one in core.cache.mounts_at(path)]
+        if volume.mount_id not in there:
+            volume = replace(volume, mount_id=mount.mount_id if mount and len(there) == 1 else 0)
         core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
     state = current_state(core.cache, core.kernel.subsystem(volume.nqn), volume)
     core.add_volume(replace(volume, state=state))

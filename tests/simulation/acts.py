@@ -356,6 +356,9 @@ class Acts:
                 del self.world.registry[controller.name]
             else:
                 self.world.register(controller.name, "stas")
+                record = self.host.journal().subsystems.get(controller.subsystem.nqn)
+                if record is None or all(one.instance != controller.instance for one in record.controllers):
+                    controller.by_daemon = False  # the daemon has not written down yet that it is its own
 
     # ---- target and network
 

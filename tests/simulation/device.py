@@ -104,6 +104,8 @@ class SimLockedDevice:
         def effect() -> None:
             if self._head.gone:
                 raise os_error(errno.ENXIO, self._head.path)
+            if not read_only:
+                self._kernel.guardian.check_writable(self._head)
             self._head.read_only = read_only
 
         await self._kernel.call("set_read_only", effect, detail=self._head.path)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from nvmeofd.config import Config
 from nvmeofd.errors import Failed, NvmeofdError
+from tests.simulation.acts import READS
 from tests.simulation.clock import run
 from tests.simulation.faults import FaultPlan, Gate, errors_of
 from tests.simulation.files import Node
@@ -62,6 +64,24 @@ async def unstage_before_a_stage(host: Host) -> None:
     )
 
 
+async def lose_name(host: Host) -> None:
+    """What was staged is lost, and its device's name has passed to the device of another volume."""
+    await host.stage(ONE, EXT4, PATHS, "/srv/new", read_only=True)
+    name = host.engine.volumes["/srv/new"].device
+    host.world.unmount("/srv/new")
+    await host.quiesce(1)
+    while host.world.head(ONE, 2).path != name:
+        host.world.disconnect(ONE)
+        host.world.connect(ONE, PATHS[0])
+        await host.quiesce(1)
+    await host.stage(ONE, XFS, PATHS, "/srv/b", read_only=True)
+
+
+async def ask_for_much(host: Host) -> None:
+    tasks = [host.start_stage(ONE, f"nsid.{10 + number}", PATHS, f"/srv/{number}") for number in range(100)]
+    await asyncio.gather(*map(host.answer, tasks), return_exceptions=True)
+
+
 async def connect_by_hand(host: Host) -> None:
     for address in PATHS:
         host.world.connect(ONE, address)
@@ -101,6 +121,8 @@ SCENARIOS = {
 BOUND = Scenario("unstage-beside-a-bind", lambda h: h.unstage("/srv/new"), stage_beside_a_bind)
 GARBAGE = Scenario("format-garbage", SCENARIOS["format"].act, with_garbage, again=False)
 AWAITED = Scenario("unstage-before-a-stage", unstage_before_a_stage, stage_ext4)
+NAMES = Scenario("names-change-hands", lambda h: h.unstage("/srv/new"), lose_name)
+FLOOD = Scenario("flood", ask_for_much, again=False)
 FORCE = Scenario("force", lambda h: h.unstage("/srv/new", force=True), stage_ext4)
 
 
@@ -193,7 +215,9 @@ def as_it_is(scenario: Scenario) -> Iterator[Case]:
     """Nothing goes wrong."""
 
     async def act(host: Host) -> list[str]:
-        await scenario.act(host)
+        with contextlib.suppress(NvmeofdError):
+            await scenario.act(host)
+        await host.quiesce(1)
         return []
 
     yield Case(scenario, "as it is", act)
@@ -240,8 +264,9 @@ def failures(scenario: Scenario) -> Iterator[Case]:
             except Failed as failed:
                 if "journal" not in call:
                     return [repr(failed)]
-            except NvmeofdError:
-                pass
+            except NvmeofdError as error:
+                if scenario.again and "not undone" in str(error):
+                    return [repr(error)]  # nothing was in the way of undoing
             return []
 
         return fail
@@ -267,6 +292,23 @@ def failing_reads(scenario: Scenario, times: int = 1) -> Iterator[Case]:
 
     for number, what in reads_of(scenario).items():
         yield Case(scenario, f"{what} (read {number})", act(number))
+
+
+def blind(scenario: Scenario) -> Iterator[Case]:
+    """One kind of thing cannot be read at all."""
+
+    def act(call: str) -> Act:
+        async def fail(host: Host) -> list[str]:
+            host.kernel.faults.fail(call, OSError(errno.EIO, "simulated"), times=10_000)
+            with contextlib.suppress(NvmeofdError, OSError):
+                await scenario.act(host)
+            await host.quiesce(70)
+            return []
+
+        return fail
+
+    for call in READS:
+        yield Case(scenario, f"no {call}", act(call))
 
 
 def cancels(scenario: Scenario) -> Iterator[Case]:

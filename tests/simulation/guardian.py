@@ -168,6 +168,14 @@ class Guardian:
         if not disk.blank and not disk.untouched:
             self._wrong(f"wiped {head.path} ({disk.wwid(head.nsid)}), which somebody used since")
 
+    def check_writable(self, head: SimHead) -> None:
+        """What is mounted read-only by the daemon stays so as long as it is staged."""
+        job = JOB.get()
+        path = job.staging_path if job is not None else ""
+        for mount in self._kernel.world.mounts.of(head):
+            if mount.by_daemon and mount.options[0] == "ro" and mount.mount_point != path:
+                self._wrong(f"{job} made {head} writable, which is staged read-only at {mount.mount_point}")
+
     def check_check(self, head: SimHead) -> None:
         """A checker may write to the disk."""
         request = self._stage_of(head, f"checked {head}")

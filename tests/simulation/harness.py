@@ -242,7 +242,7 @@ class Host:
 
     def start_unstage(self, path: str, **options: Any) -> asyncio.Task[Any]:
         if options.get("force"):
-            self.world.forced.add(path)
+            self.world.forced[path] = self.world.tick()
         return self.submit(self.engine.unstage(parse_unstage(path, typed(options))))
 
     def start_disconnect(self, nqn: str, **options: Any) -> asyncio.Task[Any]:

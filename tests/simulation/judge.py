@@ -33,6 +33,7 @@ LATE = 0.001  # seconds that an answer may come after its deadline
 class _Picture:
     """What a job may change, as it was when the job began; and how much others had done by then."""
 
+    moment: int
     meddling: dict[str, int]
     hits: int
     unread: int
@@ -153,6 +154,7 @@ class Judge:
         record = self._core.journal.volumes.get(path)
         owned = self._core.journal.subsystems.get(job.nqn)
         return _Picture(
+            moment=world.tick(),
             meddling=dict(world.meddling),
             hits=self._kernel.faults.hits,
             unread=self._kernel.faults.unread,
@@ -212,8 +214,9 @@ class Judge:
     def _staged(self, job: Job, before: _Picture, volume: Volume) -> None:
         request = job.request
         assert isinstance(request, StageRequest)
-        if not any(_forces(later, request.staging_path) for later in self._core.workers.of(job.nqn)):
-            self._world.forced.discard(request.staging_path)
+        forced = self._world.forced.get(request.staging_path, 0) > before.moment
+        if not forced and not any(_forces(later, request.staging_path) for later in self._core.workers.of(job.nqn)):
+            self._world.forced.pop(request.staging_path, None)
         if before.volume is None:
             self._world.kept.discard(request.nqn)
         if volume != self._core.volumes.get(request.staging_path):

@@ -13,13 +13,16 @@ from tests.simulation.clock import run
 from tests.simulation.everywhere import (
     AWAITED,
     BOUND,
+    FLOOD,
     FORCE,
     GARBAGE,
+    NAMES,
     SCENARIOS,
     USERS,
     Case,
     Scenario,
     as_it_is,
+    blind,
     cancels,
     comers,
     crashes,
@@ -171,8 +174,13 @@ def test_somebody_is_there(user: str) -> None:
     run(main())
 
 
-def test_a_bind_is_there_and_something_cannot_be_read() -> None:
-    check(failing_reads(BOUND))
+@pytest.mark.parametrize("scenario", [BOUND, SCENARIOS["unstage-one"], SCENARIOS["disconnect"]], ids=str)
+def test_a_kind_of_thing_cannot_be_read(scenario: Scenario) -> None:
+    check(blind(scenario))
+
+
+def test_more_is_asked_for_than_is_taken() -> None:
+    check(as_it_is(FLOOD))
 
 
 def test_garbage_that_cannot_be_read_is_not_formatted() -> None:
@@ -182,6 +190,11 @@ def test_garbage_that_cannot_be_read_is_not_formatted() -> None:
 def test_a_stage_waits() -> None:
     """The subsystem stays connected for it."""
     check(as_it_is(AWAITED))
+
+
+def test_names_change_hands() -> None:
+    check(as_it_is(NAMES))
+    check(failures(NAMES))
 
 
 def test_force_for_what_is_alive() -> None:

@@ -152,3 +152,19 @@ async def test_device_of_a_bind_goes_away_in_the_middle_of_a_stage(host: Host) -
     with pytest.raises(MountFailed):
         await host.stage(ONE, EXT4, PATHS, FILE, type="block")
     assert not host.world.mounts.at(FILE)
+
+
+@simulated()
+async def test_bound_over_by_somebody_before_a_stage_is_cut_short(host: Host) -> None:
+    """Which of the two is the daemon's was not written down: what is there when the other has gone."""
+    host.kernel.faults.hook("bind_device", lambda: host.world.bind_device(host.world.head(ONE, 1), FILE), after=True)
+    host.kernel.faults.crash("verify")
+    with contextlib.suppress(Died):
+        await host.stage(ONE, EXT4, PATHS, FILE, type="block")
+    host.world.disconnect(ONE)
+    await host.boot()
+    host.world.unmount(FILE)
+    await host.quiesce(70)
+    with contextlib.suppress(NvmeofdError):
+        await host.unstage(FILE)
+    assert not host.world.mounts.at(FILE)

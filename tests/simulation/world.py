@@ -51,7 +51,7 @@ class SimWorld:
         self.violations: list[str] = []
         # how often others changed something, by what: "mounts", "paths" (controllers), "disks", "users", "files"
         self.meddling: Counter[str] = Counter()
-        self.forced: set[str] = set()  # staging paths that somebody wants unstaged by force
+        self.forced: dict[str, int] = {}  # staging path that somebody wants unstaged by force → since when
         self.kept: set[str] = set()  # subsystems that the last Unstage was to keep connected
         self.on_connect: list[Callable[[SimController], None]] = []  # told when somebody else connects
         self.openers: list[Opener] = []
