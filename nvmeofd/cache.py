@@ -111,6 +111,13 @@ class MountCache:
         self._stale = self._stale or bool(self._by_node)
         self._doubted = True  # a bind that is being read just now is in no index yet
 
+    def doubt(self) -> None:
+        """Read the table at the next refresh even if poll says that it did not change.
+
+        A directory above a mount point that is renamed shows in the table, and does not count as a change of it.
+        """
+        self._stale = self._doubted = True
+
     def forget(self) -> None:
         """Have everything read anew: for when there is any doubt."""
         self._clear()

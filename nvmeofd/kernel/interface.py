@@ -46,6 +46,13 @@ class CommandError(KernelError):
         self.reason = reason
 
 
+class MountMoved(CommandError):
+    """What was to be unmounted is not what is mounted at that place, or not any more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("umount", 32, reason)
+
+
 class ClaimBusy(KernelError):
     """A device could not be opened exclusively (EBUSY): something uses it."""
 
@@ -317,14 +324,19 @@ class Kernel(Protocol):
     def lock_device(self, namespace: Namespace, *, read_only: bool) -> AbstractAsyncContextManager[LockedDevice]:
         """Open and flock the namespace. Entering raises DeviceChanged, OSError."""
 
-    async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
-        """mount(8) of a filesystem. Raises CommandError, StagingPathError."""
+    async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> int:
+        """mount(8) of a filesystem; returns the identifier of the mount. Raises CommandError, StagingPathError."""
 
-    async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> None:
-        """Bind the device node onto the file ``path``. Raises CommandError, StagingPathError."""
+    async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> int:
+        """Bind the device node onto the file ``path``; as :meth:`mount`."""
 
-    async def unmount(self, path: str) -> None:
-        """umount(8) of the topmost mount at ``path``, never lazy, never forced. Raises CommandError."""
+    async def unmount(self, mount: Mount, path: str) -> None:
+        """umount(8) of this very mount, made at ``path`` and topmost where it is now; never lazy, never forced.
+
+        Raises:
+            MountMoved: it is not there any more, is covered, or a directory above has been renamed.
+            CommandError
+        """
 
     # ---- staging paths
 

@@ -12,6 +12,7 @@ from nvmeofd.kernel.interface import (
     ConnectParameters,
     Event,
     LockedDevice,
+    Mount,
     PathKind,
     ProcessScan,
     Swap,
@@ -146,21 +147,21 @@ class LinuxKernel:
             read_only=read_only,
         )
 
-    async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
-        await self._mount(namespace, path, fstype, options)
+    async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> int:
+        return await self._mount(namespace, path, fstype, options)
 
-    async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> None:
+    async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> int:
         # "ro" makes the mount read-only, not the device: that is set_read_only().
-        await self._mount(namespace, path, "", ("ro", "_netdev") if read_only else ("_netdev",))
+        return await self._mount(namespace, path, "", ("ro", "_netdev") if read_only else ("_netdev",))
 
-    async def _mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
+    async def _mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> int:
         what = mounting.What(f"{self._roots.dev}/{namespace.name}", namespace.number, fstype, options)
         # The node cannot become another device's meanwhile. Raises DeviceChanged as well.
         async with devices.hold(namespace, self._roots.dev):
-            await mounting.mount(self._commands, self._roots.proc, what, path)
+            return await mounting.mount(self._commands, self._roots.proc, what, path)
 
-    async def unmount(self, path: str) -> None:
-        await mounting.unmount(self._commands, path)
+    async def unmount(self, mount: Mount, path: str) -> None:
+        await mounting.unmount(self._commands, mount.mount_point, mount.mount_id, path)
 
     # ---- staging paths
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from nvmeofd.kernel import paths, tools
 from nvmeofd.kernel.blockdev import block_number
 from nvmeofd.kernel.commands import Commands
-from nvmeofd.kernel.interface import CommandError, StagingPathError
+from nvmeofd.kernel.interface import CommandError, MountMoved, StagingPathError
 from nvmeofd.kernel.threads import in_thread, outlast
 from nvmeofd.log import log, quoted
 from nvmeofd.model import DeviceNumber, VolumeType
@@ -43,8 +43,8 @@ class What(NamedTuple):
         return VolumeType.FILESYSTEM if self.fstype else VolumeType.BLOCK
 
 
-async def mount(commands: Commands, proc: str, what: What, path: str) -> None:
-    """Mount at ``path``. A mount that turns out to be elsewhere is undone.
+async def mount(commands: Commands, proc: str, what: What, path: str) -> int:
+    """Mount at ``path``; returns the identifier of the mount. One that turns out to be elsewhere is undone.
 
     Raises:
         CommandError, StagingPathError, OSError
@@ -57,31 +57,42 @@ async def mount(commands: Commands, proc: str, what: What, path: str) -> None:
             # The tool may have done its part before it was killed. At the path itself the caller looks for that.
             await outlast(asyncio.ensure_future(_undo_elsewhere(commands, proc, what, target, path)))
             raise
-        if await _undo_elsewhere(commands, proc, what, target, path):
-            raise StagingPathError(f"{path!r} was moved while something was mounted there")
+        mount_id = await _made_at(commands, proc, what, target, path)
         if not what.fstype and "ro" in what.options:
             await _make_read_only(commands, path, what.number)
     finally:
         os.close(target)
     await tools.record_mount(commands, what.node, path, what.fstype, what.options)
+    return mount_id
 
 
-async def unmount(commands: Commands, path: str) -> None:
-    """Unmount what is topmost at ``path``. Raises CommandError."""
-    parent = await _open_mount_point(path)
+async def unmount(commands: Commands, place: str, mount_id: int, path: str) -> None:
+    """Unmount this very mount, which is at ``place`` and was made at ``path``. Raises MountMoved, CommandError."""
     try:
-        await tools.umount(commands, f"/proc/self/fd/{parent}/{os.path.basename(path)}", path, pass_fds=(parent,))
+        parent = await in_thread(lambda: _holding(place, mount_id), name=f"look at {place}", dispose=os.close)
+    except (StagingPathError, OSError) as error:
+        raise MountMoved(f"{quoted(place)}: {error}") from error
+    try:
+        await tools.umount(commands, f"/proc/self/fd/{parent}/{os.path.basename(place)}", place, pass_fds=(parent,))
     finally:
         os.close(parent)
     await tools.record_umount(commands, path)
 
 
-async def _open_mount_point(path: str) -> int:
-    """The directory that the mount point is in. Raises CommandError as umount(8) would."""
+def _holding(place: str, mount_id: int) -> int:
+    """The directory in which this very mount is topmost at its entry (O_PATH). Raises StagingPathError, OSError.
+
+    Two directories with a mount each can have swapped their names, which nothing tells of. From here on this entry is
+    neither renamed nor removed, and nobody but root can cover the mount.
+    """
+    parent = paths.open_mount_point(place)
     try:
-        return await in_thread(lambda: paths.open_mount_point(path), name=f"look at {path}", dispose=os.close)
-    except (StagingPathError, OSError) as error:
-        raise CommandError("umount", 32, f"{quoted(path)}: {error}") from error
+        if paths.mounted_in(parent, os.path.basename(place)) != mount_id:
+            raise StagingPathError("something else is mounted there")
+    except BaseException:
+        os.close(parent)
+        raise
+    return parent
 
 
 async def _make_read_only(commands: Commands, path: str, number: DeviceNumber) -> None:
@@ -107,6 +118,30 @@ def _open_bound(path: str, number: DeviceNumber) -> int:
         os.close(bound)
         raise StagingPathError(f"something else is mounted at {path!r}")
     return bound
+
+
+async def _made_at(commands: Commands, proc: str, what: What, target: int, path: str) -> int:
+    """The identifier of what was just mounted on ``target``, which still is at ``path``.
+
+    Raises:
+        StagingPathError: it is not; the mount is undone.
+    """
+
+    def look() -> int:
+        parent = _parent_of(target, path, what.number)
+        try:
+            return paths.mounted_in(parent, os.path.basename(path))
+        finally:
+            os.close(parent)
+
+    for _ in range(_ATTEMPTS):
+        if await _undo_elsewhere(commands, proc, what, target, path):
+            break
+        try:
+            return await in_thread(look, name=f"look at {path}")
+        except (StagingPathError, OSError):
+            continue  # it was renamed in between
+    raise StagingPathError(f"{path!r} was moved while something was mounted there")
 
 
 async def _undo_elsewhere(commands: Commands, proc: str, what: What, target: int, path: str) -> bool:

@@ -142,7 +142,7 @@ def open_target(path: str, volume_type: VolumeType) -> int:
 
 
 def open_mount_point(path: str) -> int:
-    """The directory in which the last component of ``path`` is mounted on (O_PATH).
+    """The directory in which the last component of ``path`` is mounted on (O_PATH). The caller closes it.
 
     Raises:
         StagingPathError: a component on the way is missing, a symbolic link, or no directory.
@@ -155,16 +155,21 @@ def open_mount_point(path: str) -> int:
 def open_mount_point_in(parent: int, path: str) -> int:
     """``parent``, if the last component of ``path`` is mounted on there. It is closed otherwise. Raises OSError."""
     try:
-        below = os.open(os.path.basename(path), WALK, dir_fd=parent)
-        try:
-            if _mount_id(below) == _mount_id(parent):
-                raise OSError(errno.EINVAL, "not mounted")
-        finally:
-            os.close(below)
+        if mounted_in(parent, os.path.basename(path)) == _mount_id(parent):
+            raise OSError(errno.EINVAL, "not mounted")
     except BaseException:
         os.close(parent)
         raise
     return parent
+
+
+def mounted_in(parent: int, name: str) -> int:
+    """The identifier of what is mounted, topmost, on an entry of a directory. Raises OSError."""
+    below = os.open(name, WALK, dir_fd=parent)
+    try:
+        return _mount_id(below)
+    finally:
+        os.close(below)
 
 
 def _mount_id(fd: int) -> int:

@@ -24,7 +24,7 @@ from nvmeofd.operations.recovery import recover
 from nvmeofd.operations.stage import stage
 from nvmeofd.operations.tidy import Tidier
 from nvmeofd.operations.unstage import clean_up, not_staged_here, unstage
-from nvmeofd.operations.volumes import NO_MOUNT, Volume, current_state, stale_mounts
+from nvmeofd.operations.volumes import NO_MOUNT, Volume, current_state, find_moved, stale_mounts
 from nvmeofd.requests import StageRequest
 from nvmeofd.workers import Job, Workers
 
@@ -371,9 +371,11 @@ class Engine:
                 continue
             if volume.nqn not in subsystems:
                 subsystems[volume.nqn] = self._core.kernel.subsystem(volume.nqn)
-            state = current_state(self._core.cache, subsystems[volume.nqn], volume)
+            cache, subsystem = self._core.cache, subsystems[volume.nqn]
+            state = current_state(cache, subsystem, volume)
             mount_id = volume.mount_id
-            if state is VolumeState.LOST and not stale_mounts(self._core.cache, volume):
+            there = find_moved(cache, subsystem, volume) or stale_mounts(cache, volume)
+            if state is VolumeState.LOST and not there:
                 mount_id = NO_MOUNT  # the kernel gives the number to another mount
             if state is not volume.state:
                 log.info("volume %s at %s is %s", volume.wwid, volume.staging_path, state)

@@ -31,6 +31,7 @@ from nvmeofd.operations.volumes import Volume, find_mount, find_namespace
 from nvmeofd.requests import UnstageRequest
 
 if TYPE_CHECKING:
+    from nvmeofd.kernel.interface import Mount
     from nvmeofd.model import Controller, Namespace, Subsystem, User
     from nvmeofd.operations.core import Core
     from nvmeofd.workers import Job
@@ -148,8 +149,8 @@ def _is_its_mount(user: User, own: Namespace) -> bool:
     return user.kind is UserKind.MOUNT and user.device == own.path
 
 
-async def umount(core: Core, job: Job, volume: Volume) -> None:
-    """umount(8) of the volume, and its forced end.
+async def umount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
+    """umount(8) of the volume's mount, and its forced end.
 
     While the kernel holds it, a call that forces the job has the subsystem disconnected. A refusal of that goes to the
     forced calls that wait, and leaves the job waiting.
@@ -157,7 +158,7 @@ async def umount(core: Core, job: Job, volume: Volume) -> None:
     Raises:
         CommandError: the filesystem is busy, or the like.
     """
-    unmounted = asyncio.ensure_future(core.kernel.unmount(volume.staging_path))
+    unmounted = asyncio.ensure_future(core.kernel.unmount(own, volume.staging_path))
     cancelled: asyncio.CancelledError | None = None
     while not unmounted.done():
         try:

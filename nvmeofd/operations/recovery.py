@@ -40,16 +40,15 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
     path, volume = record.staging_path, record.to_unmount
     if volume is None:
         return False
-    mounted = own_mount(core, volume) is not None
+    mount = own_mount(core, volume)
     if record.phase is not Phase.STAGED:
-        if not mounted or record.phase in (Phase.UNDOING, Phase.FORCING):
+        if mount is None or record.phase in (Phase.UNDOING, Phase.FORCING):
             return False
         # the mount was made just before the stop, or not removed before it: either way it is there now
-        mount = own_mount(core, volume)
         # somebody may have mounted the same over it: then which of them it is stays as it is known, or unknown
         there = [one.mount_id for one in core.cache.mounts_at(path)]
-        if volume.mount_id not in there:
-            volume = replace(volume, mount_id=mount.mount_id if mount and len(there) == 1 else 0)
+        if volume.mount_id not in (mount.mount_id, *there):
+            volume = replace(volume, mount_id=mount.mount_id if len(there) == 1 else 0)
         core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
     state = current_state(core.cache, core.kernel.subsystem(volume.nqn), volume)
     core.add_volume(replace(volume, state=state))

@@ -16,11 +16,11 @@ from nvmeofd.operations.connect import connect_paths, wait_for_namespace
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.transaction import Transaction
 from nvmeofd.operations.unstage import clean_up, make_writable, own_mount, unmount_own
-from nvmeofd.operations.volumes import Volume, find_mount
+from nvmeofd.operations.volumes import Volume, find_mount, find_moved
 from nvmeofd.workers import now_us
 
 if TYPE_CHECKING:
-    from nvmeofd.kernel.interface import LockedDevice, Mount
+    from nvmeofd.kernel.interface import LockedDevice
     from nvmeofd.model import Address
     from nvmeofd.operations.core import Core
     from nvmeofd.requests import StageRequest
@@ -81,9 +81,20 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
 
 
 def _still_there(core: Core, volume: Volume) -> bool:
-    """Whether the volume is mounted at its path. Raises PathNotEmpty when something else covers it."""
-    mount = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    """Whether the volume is mounted at its path.
+
+    Raises:
+        PathNotEmpty: something else covers it.
+        AlreadyStaged: it is mounted at another path by now.
+    """
+    subsystem = core.kernel.subsystem(volume.nqn)
+    mount = find_mount(core.cache, subsystem, volume)
     if mount is None:
+        if (moved := find_moved(core.cache, subsystem, volume)) is not None:
+            raise AlreadyStaged(
+                f"{volume.staging_path}: the volume is at {quoted(moved.mount_point)} since a directory "
+                "above was renamed; unstage it first"
+            )
         return False
     top = core.cache.mounts_at(volume.staging_path)[-1]
     if top is not mount:
@@ -185,15 +196,16 @@ async def _mount(
             await _create_path(core, record, transaction)
         transaction.on_failure(f"unmount {path}", lambda: unmount_own(core, volume))
         if volume.type is VolumeType.BLOCK:
-            await core.kernel.bind_device(namespace, path, read_only=volume.read_only)
+            mount_id = await core.kernel.bind_device(namespace, path, read_only=volume.read_only)
         else:
-            await core.kernel.mount(namespace, path, volume.fstype, volume.mount_options)
+            mount_id = await core.kernel.mount(namespace, path, volume.fstype, volume.mount_options)
     except StagingPathError as error:
         raise InvalidArgument(f"staging path: {error}") from error
     except (KernelError, OSError) as error:
         raise MountFailed(f"{namespace.path} at {quoted(path)}: {error}") from error
-    mount = _verified(core, volume, namespace)
-    return replace(record, volume=replace(volume, mount_id=mount.mount_id))
+    volume = replace(volume, mount_id=mount_id)
+    _verify(core, volume, namespace)
+    return replace(record, volume=volume)
 
 
 async def _create_path(core: Core, record: VolumeRecord, transaction: Transaction) -> None:
@@ -214,8 +226,8 @@ async def _create_path(core: Core, record: VolumeRecord, transaction: Transactio
         raise
 
 
-def _verified(core: Core, volume: Volume, namespace: Namespace) -> Mount:
-    """The mount just made, if it is what it should be. Raises MountFailed."""
+def _verify(core: Core, volume: Volume, namespace: Namespace) -> None:
+    """See that the mount just made is what it should be. Raises MountFailed."""
     core.cache.refresh()
     mounts = core.cache.mounts_at(volume.staging_path)
     if not mounts or not core.cache.is_mount_of(mounts[-1], namespace):
@@ -224,7 +236,6 @@ def _verified(core: Core, volume: Volume, namespace: Namespace) -> Mount:
     read_only = "ro" in mounts[-1].options or "ro" in mounts[-1].super_options
     if volume.type is VolumeType.FILESYSTEM and read_only and not volume.read_only:
         raise MountFailed(f"{namespace.path} is write-protected; ask for read-only to mount it so")
-    return mounts[-1]
 
 
 def _keep_no_more(core: Core, nqn: str, transaction: Transaction) -> None:

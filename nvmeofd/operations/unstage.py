@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from nvmeofd.errors import Busy, DisconnectFailed, NotStaged, NvmeofdError, UnmountFailed
 from nvmeofd.journal import Phase, VolumeRecord
-from nvmeofd.kernel.interface import CommandError, DeviceChanged, HeldElsewhere
+from nvmeofd.kernel.interface import CommandError, DeviceChanged, HeldElsewhere, MountMoved
 from nvmeofd.log import log
 from nvmeofd.model import Step, VolumeType
 from nvmeofd.operations.force import disconnect_if_dead, stage_again, still_unmounting, umount
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
-from nvmeofd.operations.volumes import Volume, find_mount, find_namespace, stale_mounts
+from nvmeofd.operations.volumes import Volume, find_mount, find_moved, find_namespace, stale_mounts
 
 if TYPE_CHECKING:
     from nvmeofd.kernel.interface import Mount
@@ -65,10 +65,8 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     try:
         # more than once, should somebody have mounted the same volume over it
         while (own := own_mount(core, volume)) is not None:
-            top = core.cache.mounts_at(path)[-1]
-            if own is not top:
-                raise UnmountFailed(f"{path}: another mount ({top.source}) covers the volume; unmount that first")
-            await (_force if job.take_force() else _unmount)(core, job, volume)
+            _require_uncovered(core, own)
+            await (_force if job.take_force() else _unmount)(core, job, volume, own)
         if core.journal.volumes[path].phase is Phase.STAGED:  # the mount was lost
             core.journal.set_phase(path, Phase.UNSTAGING)
     except BaseException:
@@ -105,8 +103,9 @@ def not_staged_here(core: Core, path: str) -> None:
 
 
 def own_mount(core: Core, volume: Volume) -> Mount | None:
-    """The volume's mount, also when its device went away under it."""
-    mount = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    """The volume's mount, also when it is at another path by now, or when its device went away under it."""
+    subsystem = core.kernel.subsystem(volume.nqn)
+    mount = find_mount(core.cache, subsystem, volume) or find_moved(core.cache, subsystem, volume)
     if mount is not None:
         return mount
     for subsystem in core.kernel.subsystems() if volume.type is VolumeType.FILESYSTEM else ():
@@ -254,39 +253,56 @@ async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
     return False
 
 
+def _require_uncovered(core: Core, own: Mount) -> None:
+    """Raises UnmountFailed."""
+    top = core.cache.mounts_at(own.mount_point)[-1]
+    if own is not top:
+        raise UnmountFailed(f"{own.mount_point}: another mount ({top.source}) covers the volume; unmount that first")
+
+
 async def unmount_own(core: Core, volume: Volume) -> None:
     """Undo a mount. Not there is success. Raises UnmountFailed."""
-    path = volume.staging_path
+    core.cache.doubt()
     core.cache.refresh()
     # more than once, should somebody have mounted the same volume over it
     while (own := own_mount(core, volume)) is not None:
-        top = core.cache.mounts_at(path)[-1]
-        if own is not top:
-            raise UnmountFailed(f"{path}: another mount ({top.source}) covers what a failed Stage left there")
+        _require_uncovered(core, own)
         try:
-            await core.kernel.unmount(path)
+            await core.kernel.unmount(own, volume.staging_path)
         except CommandError as error:
-            raise UnmountFailed(f"{path}: {error}") from error
+            if not _moved_since(core, volume, own, error):
+                raise UnmountFailed(f"{own.mount_point}: {error}") from error
         core.cache.refresh()
 
 
-async def _force(core: Core, job: Job, volume: Volume) -> None:
+def _moved_since(core: Core, volume: Volume, own: Mount, error: CommandError) -> bool:
+    """Whether the mount was not where the cache has it, and the cache knows better now."""
+    if not isinstance(error, MountMoved):
+        return False
+    core.cache.doubt()
+    core.cache.refresh()
+    return own_mount(core, volume) != own
+
+
+async def _force(core: Core, job: Job, volume: Volume, own: Mount) -> None:
     """Unmount, and disconnect before if the filesystem is dead."""
     if volume.type is VolumeType.FILESYSTEM and await disconnect_if_dead(core, job, volume):
         with job.protected():
-            await _unmount(core, job, volume)
+            await _unmount(core, job, volume, own)
     else:
-        await _unmount(core, job, volume)
+        await _unmount(core, job, volume, own)
 
 
-async def _unmount(core: Core, job: Job, volume: Volume) -> None:
+async def _unmount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
     path = volume.staging_path
     job.enter(Step.UNMOUNTING, path)
     if core.journal.volumes[path].phase is not Phase.FORCING:
         core.journal.set_phase(path, Phase.UNSTAGING)
     try:
-        await umount(core, job, volume)
+        await umount(core, job, volume, own)
     except CommandError as error:
+        if _moved_since(core, volume, own, error):
+            return
         core.cache.refresh()
         if own_mount(core, volume) is not None:
             forced = core.journal.volumes[path].phase is Phase.FORCING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,29 @@ def find_mount(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -
         return None
     return next(
         (mount for mount in reversed(cache.mounts_at(volume.staging_path)) if cache.is_mount_of(mount, namespace)), None
+    )
+
+
+def find_moved(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> Mount | None:
+    """The volume's mount where a directory above it has been renamed, which whoever owns that can do at any time.
+
+    The mount point itself cannot be renamed (fs/namei.c, vfs_rename), so it still has its name. That and the identifier
+    tell it from other mounts of the namespace.
+    """
+    namespace = find_namespace(subsystem, volume)
+    if namespace is None or not volume.mount_id:
+        return None
+    found = (mount for _, mount in (*cache.mounts_of(namespace), *cache.block_mounts_of(namespace)))
+    name = posixpath.basename(volume.staging_path)
+    return next(
+        (
+            mount
+            for mount in found
+            if mount.mount_id == volume.mount_id
+            and mount.mount_point != volume.staging_path
+            and posixpath.basename(mount.mount_point) == name
+        ),
+        None,
     )
 
 

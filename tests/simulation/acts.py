@@ -358,7 +358,8 @@ class Acts:
                 self.world.register(controller.name, "stas")
                 record = self.host.journal().subsystems.get(controller.subsystem.nqn)
                 if record is None or all(one.instance != controller.instance for one in record.controllers):
-                    controller.by_daemon = False  # the daemon has not written down yet that it is its own
+                    # The daemon has not written down yet that it is its own, and may or may not get to it.
+                    controller.by_daemon, controller.ambiguous = False, True
 
     # ---- target and network
 

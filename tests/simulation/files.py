@@ -51,6 +51,16 @@ class Files:
             self.made.discard(other)
             self.theirs.discard(other)
 
+    def rename(self, old: str, new: str) -> None:
+        """A directory and what is below. An empty staging path that went along is theirs to remove."""
+        for path in [p for p in self.nodes if p == old or p.startswith(old + "/")]:
+            to = new + path.removeprefix(old)
+            self.nodes[to] = self.nodes.pop(path)
+            self.made.discard(path)
+            if path in self.theirs:
+                self.theirs.remove(path)
+                self.theirs.add(to)
+
     def occupied(self, path: str) -> bool:
         """Whether a directory has entries."""
         return any(other != path and posixpath.dirname(other) == path for other in self.nodes)

@@ -107,7 +107,7 @@ class Guardian:
         if any(one.state == "live" and one.live_since < seen for one in head.subsystem.controllers):
             return False
         path = job.staging_path
-        own = any(mount.by_daemon and mount.head is head for mount in world.mounts.at(path))
+        own = any(mount.head is head for mount in world.mounts.made_at(path))
         # after the last look somebody may have taken the mount away, or the umount that waited have come to its end
         left = world.mounts.staged.get(path) is head and world.mounts.removed.get(path, 0) > looks.get(MOUNTS, 0)
         return (own or left or REFUSED + head.path in looks) and self._is_forced(job)
@@ -140,11 +140,11 @@ class Guardian:
         mounts = self._kernel.world.mounts.at(path)
         if job is None or not mounts:
             return
-        if job.staging_path != path or job.operation is OperationKind.DISCONNECT:
-            self._wrong(f"{job} unmounted {path}")
         top = mounts[-1]
+        if job.staging_path != top.made_at or job.operation is OperationKind.DISCONNECT:
+            self._wrong(f"{job} unmounted {path}")
         # the same volume, mounted by somebody once more or anew, counts as its own
-        own = top.head is not None and self._kernel.world.mounts.staged.get(path) is top.head
+        own = top.head is not None and self._kernel.world.mounts.staged.get(top.made_at) is top.head
         # somebody may have mounted it, or taken away what was on top of it, after the last look
         shown = max(top.seq, self._kernel.world.mounts.uncovered.get(path, 0))
         if not own and shown < _LOOKS.get().get(MOUNTS, 0):

@@ -318,7 +318,7 @@ class Host:
             if volume.state is not VolumeState.LOST and not there:
                 found.append(f"{path} is called {volume.state}, but is not mounted")
         for mount in self.world.mounts.mounts:
-            there = mount.by_daemon and mount.space == 0 and mount.mount_point not in self.engine.volumes
+            there = mount.by_daemon and mount.space == 0 and mount.made_at not in self.engine.volumes
             if there and not self._covered(mount.mount_point):
                 found.append(f"the daemon's mount at {mount.mount_point} is left over")
         return found

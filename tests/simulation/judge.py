@@ -159,7 +159,7 @@ class Judge:
             hits=self._kernel.faults.hits,
             unread=self._kernel.faults.unread,
             controllers=tuple(subsystem.controllers) if subsystem else (),
-            mounts=tuple(m for m in world.mounts.at(path) if m.by_daemon),
+            mounts=tuple(world.mounts.made_at(path)),
             node=world.files.nodes.get(path),
             contents={disk: (disk.fstype, disk.fs_uuid, disk.other, disk.ambivalent, disk.garbage) for disk in disks},
             read_only=frozenset(head.name for head in subsystem.heads if head.read_only) if subsystem else frozenset(),
@@ -250,7 +250,7 @@ class Judge:
         assert isinstance(request, UnstageRequest)
         if path in self._core.volumes:
             self._wrong(job, "succeeded, and keeps the volume")
-        if self._calm(before, "mounts") and any(m.by_daemon for m in self._world.mounts.at(path)):
+        if self._calm(before, "mounts") and self._world.mounts.made_at(path):
             self._wrong(job, "succeeded, and the volume is mounted")
         left = self._controllers(job.nqn)
         if request.keep_connected and before.volume is not None and path not in self._world.forced:
@@ -327,7 +327,7 @@ class Judge:
 
     def _check_place(self, job: Job, before: _Picture) -> None:
         world, path = self._world, job.staging_path
-        mounts = [m for m in world.mounts.at(path) if m.by_daemon]
+        mounts = world.mounts.made_at(path)
         if mounts != list(before.mounts):
             self._wrong(job, f"failed, and has left {mounts}, where {before.mounts} was")
         if self._calm(before, "files") and world.files.nodes.get(path) is not before.node:
@@ -340,7 +340,7 @@ class Judge:
             return  # once its subsystem is disconnected there is no way back
         if before.volume is None or not self._calm(before, "mounts", "paths", "disks"):
             return
-        if [m for m in self._world.mounts.at(path) if m.by_daemon] != list(before.mounts):
+        if self._world.mounts.made_at(path) != list(before.mounts):
             self._wrong(job, f"failed, and has unmounted {path}")
         if _but_state(self._core.volumes.get(path)) != _but_state(before.volume):
             self._wrong(job, "failed, and has changed the volume")

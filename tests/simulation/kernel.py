@@ -20,6 +20,8 @@ from nvmeofd.kernel.interface import (
     ForeignMount,
     HeldElsewhere,
     LockedDevice,
+    Mount,
+    MountMoved,
     OpenFile,
     PathKind,
     ProcessScan,
@@ -223,21 +225,22 @@ class SimKernel(SimReads):
             if not self.killed:
                 release()
 
-    async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> None:
-        def effect() -> None:
+    async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> int:
+        def effect() -> int:
             head = self.require_head(namespace)
             self._check_not_link(path)
             try:
-                self.world.mounts.mount(head, path, fstype, options, by=self)
+                mount = self.world.mounts.mount(head, path, fstype, options, by=self)
             except OSError as error:
                 raise CommandError("mount", 32, f"{path}: {error.strerror}") from error
             self.guardian.check_mount(head, path, VolumeType.FILESYSTEM, options)
+            return mount.mount_id
 
         ready = self._io(namespace)
-        await self.call("mount", effect, detail=f"{namespace.path} {path}", ready=ready, child=True)
+        return await self.call("mount", effect, detail=f"{namespace.path} {path}", ready=ready, child=True)
 
-    async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> None:
-        def effect() -> None:
+    async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> int:
+        def effect() -> int:
             head = self.require_head(namespace)
             self._check_not_link(path)
             try:
@@ -247,20 +250,26 @@ class SimKernel(SimReads):
             if read_only:
                 mount.options = ("ro", "relatime")
             self.guardian.check_mount(head, path, VolumeType.BLOCK, mount.options)
+            return mount.mount_id
 
-        await self.call("bind_device", effect, detail=f"{namespace.path} {path}", child=True)
+        return await self.call("bind_device", effect, detail=f"{namespace.path} {path}", child=True)
 
-    async def unmount(self, path: str) -> None:
+    async def unmount(self, mount: Mount, path: str) -> None:
+        place = mount.mount_point
+
         def effect() -> None:
-            self.guardian.check_unmount(path)
+            there = self.world.mounts.at(place)
+            if not there or there[-1].mount_id != mount.mount_id:
+                raise MountMoved(f"{place}: something else is mounted there, or nothing")
+            self.guardian.check_unmount(place)
             try:
-                self.world.mounts.unmount(path)
+                self.world.mounts.unmount(place)
             except OSError as error:
                 reason = "not mounted" if error.errno == 22 else error.strerror
-                raise CommandError("umount", 32, f"{path}: {reason}") from error
+                raise CommandError("umount", 32, f"{place}: {reason}") from error
 
         def ready() -> bool:
-            mounts = self.world.mounts.at(path)
+            mounts = self.world.mounts.at(place)
             return not (mounts and mounts[-1].head and not mounts[-1].block_bind and mounts[-1].head.stuck)
 
         await self.call("unmount", effect, detail=path, ready=ready, child=True)

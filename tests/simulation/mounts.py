@@ -47,6 +47,10 @@ class MountTable:
         """The mounts at a path, the topmost last."""
         return [m for m in self.mounts if m.mount_point == path and m.space == space]
 
+    def made_at(self, path: str) -> list[SimMount]:
+        """What the daemon mounted at a path, wherever a directory above was moved to since."""
+        return [m for m in self.mounts if m.by_daemon and m.made_at == path and m.space == 0]
+
     def kind_at(self, path: str) -> VolumeType | None:
         mounts = self.at(path)
         if not mounts:
@@ -141,6 +145,12 @@ class MountTable:
         self.remove(top)
         self._world.released()
 
+    def rename(self, old: str, new: str) -> None:
+        """A directory is renamed, and mount points below it go along. The table shows it, and poll does not say so."""
+        for mount in self.mounts:
+            if mount.space == 0 and mount.mount_point.startswith(old + "/"):
+                mount.mount_point = new + mount.mount_point.removeprefix(old)
+
     def copy(self, space: int) -> None:
         """unshare(CLONE_NEWNS): a copy of the host's mounts."""
         ids: dict[int, int] = {}
@@ -189,6 +199,7 @@ class MountTable:
             head=head,
             seq=self._world.tick(),
             by_daemon=by is not None,
+            made_at=path,
         )
         self.mounts.append(mount)
         if by is not None and head is not None:

@@ -321,8 +321,8 @@ MUTANTS = (
             Edit("operations.stage:_mount", "    core.journal.put_volume(record)\n", ""),
             Edit(
                 "operations.stage:_mount",
-                "    mount = _verified(core, volume, namespace)\n",
-                "    core.journal.put_volume(record)\n    mount = _verified(core, volume, namespace)\n",
+                "    _verify(core, volume, namespace)\n",
+                "    core.journal.put_volume(record)\n    _verify(core, volume, namespace)\n",
             ),
         ),
         points(everywhere.crashes, STAGE),

@@ -59,7 +59,8 @@ def simulated(*, seeds: int = 3) -> Callable[[Callable[[Host], Coroutine[Any, An
             await host.boot()
             await test(host)
             await host.quiesce()
-            assert host.complaints() == []
+            found = host.complaints()
+            assert not found, found
             await host.stop()
 
         def wrapper() -> None:

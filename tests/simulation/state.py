@@ -199,6 +199,7 @@ class SimMount:
     head: SimHead | None = None  # the disk, or (block bind) the disk whose node it is
     seq: int = 0
     by_daemon: bool = False
+    made_at: str = ""  # the path, before a directory above was renamed
 
     @property
     def block_bind(self) -> bool:

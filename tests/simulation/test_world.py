@@ -182,7 +182,7 @@ async def test_mountinfo(world: SimWorld, kernel: SimKernel) -> None:
     assert not kernel.mounts_changed()  # the line changes all the same
     mounts = {m.mount_point: m for m in map(parse_mount, kernel.mount_lines())}
     assert mounts["/srv/file"].root == f"/{namespace(subsystem, 2).name}//deleted"
-    await kernel.unmount("/srv/with space\n")
+    await kernel.unmount(mounts["/srv/with space\n"], "/srv/with space\n")
     assert not [m for m in map(parse_mount, kernel.mount_lines()) if m.mount_point.startswith("/srv/with")]
 
 
@@ -239,7 +239,7 @@ async def test_io_waits_for_a_path(world: SimWorld, kernel: SimKernel) -> None:
     asyncio.get_running_loop().call_later(20, world.path_up, A1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(5):
-            await kernel.unmount("/srv/a")  # not even SIGKILL ends it
+            await kernel.unmount(world.mounts.at("/srv/a")[-1].snapshot(), "/srv/a")  # not even SIGKILL ends it
     assert asyncio.get_running_loop().time() == pytest.approx(21, abs=1)
 
 

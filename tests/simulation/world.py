@@ -193,6 +193,13 @@ class SimWorld:
             self.mounts.uncovered[path] = self.tick()
         self.meddling["mounts"] += 1
 
+    def rename(self, old: str, new: str) -> None:
+        """Whoever owns a directory renames it, with whatever is mounted below."""
+        self.files.rename(old, new)
+        self.mounts.rename(old, new)
+        self.meddling["mounts"] += 1
+        self.meddling["files"] += 1
+
     def unshare(self) -> int:
         """A process takes a copy of the host's mount namespace for itself. Returns its pid."""
         pid = self.new_pid()

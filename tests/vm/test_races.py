@@ -50,7 +50,7 @@ def test_parent_is_swapped(daemon: Daemon, kind: str) -> None:
     outcomes = list(attempts(daemon, type=kind))
     guest.call(users.end, "swapper")
     print(outcomes)
-    assert set(outcomes) <= {"", "MountFailed", "InvalidArgument", "NotStaged", "UnmountFailed", "Busy"}
+    assert set(outcomes) <= {"", "MountFailed", "InvalidArgument", "AlreadyStaged", "UnmountFailed", "Busy"}
     # With nobody in between it works, whatever was left half done.
     daemon.stage(NQN, 1, PATH, ONE, type=kind)
     assert daemon.unstage(PATH) is True

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from nvmeofd.kernel.commands import Commands, Output
-from nvmeofd.kernel.interface import CommandError, Mount, StagingPathError
+from nvmeofd.kernel.interface import CommandError, Mount, MountMoved, StagingPathError
 from nvmeofd.kernel.linux import LinuxKernel
 from nvmeofd.kernel.mountinfo import parse_mount
 from nvmeofd.model import DeviceNumber, Namespace, VolumeType
@@ -179,7 +179,7 @@ async def once(scene: Scene, disk: Namespace, verb: str, swap: str) -> None:
         error: Exception | None = None
         try:
             if verb.startswith("unmount"):
-                await kernel.unmount(path)
+                await kernel.unmount(own(kernel, scene), path)
             else:
                 await mount(kernel, scene, disk)
         except (CommandError, StagingPathError) as caught:
@@ -206,11 +206,38 @@ def cover(place: Path) -> None:
         subprocess.run(["mount", "-n", "--bind", source, place], check=True)
 
 
-async def mount(kernel: LinuxKernel, scene: Scene, disk: Namespace) -> None:
+async def mount(kernel: LinuxKernel, scene: Scene, disk: Namespace) -> int:
     if scene.block:
-        await kernel.bind_device(disk, str(scene.path), read_only=False)
-    else:
-        await kernel.mount(disk, str(scene.path), "ext4", ("noatime", "_netdev"))
+        return await kernel.bind_device(disk, str(scene.path), read_only=False)
+    return await kernel.mount(disk, str(scene.path), "ext4", ("noatime", "_netdev"))
+
+
+def own(kernel: LinuxKernel, scene: Scene) -> Mount:
+    """What is mounted at the path, as the table has it."""
+    (found,) = (mount for mount in table(kernel, scene.theirs) if mount.mount_point == str(scene.path))
+    return found
+
+
+async def stale(scene: Scene, disk: Namespace, _: str, swap: str) -> None:
+    """The directory above is renamed, and nothing tells of that; what is at the path now is somebody else's mount."""
+    with LinuxKernel() as kernel:
+        mount_id = await mount(kernel, scene, disk)
+        made = own(kernel, scene)
+        assert made.mount_id == mount_id
+        assert kernel.mounts_changed()
+        cover(scene.theirs / "shadow" / "volume")
+        assert kernel.mounts_changed()
+        scene.swap_as_them(swap)
+        assert not kernel.mounts_changed(), "a rename does not count as a change of the table"
+        before = table(kernel, scene.theirs)
+        with pytest.raises(MountMoved):
+            await kernel.unmount(made, str(scene.path))
+        assert table(kernel, scene.theirs) == before
+        (moved,) = (one for one in before if one.mount_id == mount_id)
+        assert moved.mount_point != made.mount_point
+        await kernel.unmount(moved, str(scene.path))
+        assert mount_id not in {one.mount_id for one in table(kernel, scene.theirs)}
+        assert not recorded()
 
 
 async def plain(scene: Scene, disk: Namespace, verb: str, _: str) -> None:
@@ -227,11 +254,11 @@ async def plain(scene: Scene, disk: Namespace, verb: str, _: str) -> None:
         assert ("ro" in made.options) is read_only
         (line,) = recorded().splitlines()
         assert {f"TARGET={path}", "OPTS=_netdev"} <= set(line.split())
-        await kernel.unmount(path)
+        await kernel.unmount(made, path)
         assert table(kernel, scene.theirs) == []
         assert recorded() == ""
-        with pytest.raises(CommandError, match="not mounted"):
-            await kernel.unmount(path)
+        with pytest.raises(MountMoved):
+            await kernel.unmount(made, path)
     assert len(os.listdir("/proc/self/fd")) == before, "descriptors are left open"
 
 
@@ -263,8 +290,9 @@ async def attempt(kernel: LinuxKernel, scene: Scene, disk: Namespace, verb: str)
         case "mount" | "bind":
             await mount(kernel, scene, disk)
         case "unmount":
-            await mount(kernel, scene, disk)
-            await kernel.unmount(str(scene.path))
+            mount_id = await mount(kernel, scene, disk)
+            made = next(one for one in table(kernel, scene.theirs) if one.mount_id == mount_id)
+            await kernel.unmount(made, str(scene.path))
         case "create":
             with contextlib.suppress(OSError):
                 (os.unlink if scene.block else os.rmdir)("volume", dir_fd=scene.inside)
@@ -293,7 +321,7 @@ def main(arguments: Sequence[str]) -> None:
     subprocess.run(["mount", "-n", "-t", "tmpfs", "run", "/run"], check=True)
     with loop_device(directory) as disk:
         scene = Scene(directory, block=verb.startswith("bind") or verb.endswith("-block"))
-        work = {"plain": plain, "once": once, "storm": storm}[mode]
+        work = {"plain": plain, "once": once, "stale": stale, "storm": storm}[mode]
         try:
             asyncio.run(work(scene, disk, verb, swap))
         finally:

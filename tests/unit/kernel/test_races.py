@@ -43,6 +43,12 @@ def test_right_before_the_tool_runs(directory: Path, verb: str, swap: str) -> No
     run(directory, "once", verb, swap)
 
 
+@pytest.mark.parametrize("swap", ["parent", "shadow"])
+@pytest.mark.parametrize("verb", ["unmount", "unmount-block"])
+def test_before_it_is_looked_at(directory: Path, verb: str, swap: str) -> None:
+    run(directory, "stale", verb, swap)
+
+
 @pytest.mark.parametrize(
     "verb",
     ["mount", "bind", "unmount", "unmount-block", "create", "create-block", "remove", "remove-block"],
