@@ -13,7 +13,7 @@ from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.log import log, quoted
 from nvmeofd.operations import disconnect
 from nvmeofd.operations.unstage import own_mount
-from nvmeofd.operations.volumes import current_state
+from nvmeofd.operations.volumes import NO_MOUNT, current_state, find_moved
 
 if TYPE_CHECKING:
     from nvmeofd.operations.core import Core
@@ -40,6 +40,9 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
     path, volume = record.staging_path, record.to_unmount
     if volume is None:
         return False
+    if find_moved(core.cache, core.kernel.subsystem(volume.nqn), volume) is not None:
+        # or unmounted and mounted there by somebody, who got the same number: nobody was looking
+        volume = replace(volume, mount_id=NO_MOUNT)
     mount = own_mount(core, volume)
     if record.phase is not Phase.STAGED:
         if mount is None or record.phase in (Phase.UNDOING, Phase.FORCING):

@@ -124,6 +124,20 @@ async def test_busy_where_it_is(host: Host) -> None:
 
 
 @simulated()
+async def test_mounted_by_somebody_else_while_nobody_looked(host: Host) -> None:
+    await staged(host)
+    mount_id = host.world.mounts.at(PATH)[-1].mount_id
+    host.kill()
+    host.world.unmount(PATH)
+    host.world.files.add("/mnt/volume")
+    host.world.mount(host.world.head(ONE, 1), "/mnt/volume")
+    assert host.world.mounts.at("/mnt/volume")[-1].mount_id == mount_id
+    await host.boot()
+    assert await host.unstage(PATH) is False
+    assert host.world.mounts.at("/mnt/volume")
+
+
+@simulated()
 async def test_mounted_by_somebody_else_under_the_same_name(host: Host) -> None:
     """It was unmounted and mounted elsewhere since, and the kernel gave the new mount the number of the old one."""
     await staged(host)

@@ -1,6 +1,6 @@
 """Mounts and device events by the thousand while volumes come and go: nothing is missed, and every call is answered.
 
-A tenth of the mounts that tests/bus/test_storm.py makes: here systemd looks at each of them as well. Udev gets one
+Fewer than tests/bus/test_storm.py makes: here systemd looks at each of the mounts as well. Udev gets one
 worker, or its workers would have most of the processor for minutes under emulation.
 """
 
@@ -15,8 +15,8 @@ from .harness import Guest
 NQN = "nqn.2024-01.org.example:storm"
 OTHER = "nqn.2024-01.org.example:beside"
 TREE = "/srv/storm"
-MOUNTS = 1_000
-UEVENTS = 20_000
+MOUNTS = 300
+UEVENTS = 5_000
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,6 @@ def test_storm(daemon: Daemon) -> None:
 
 
 def come_and_go(daemon: Daemon) -> None:
-    daemon.stage(OTHER, 1, "/srv/beside", ONE, timeout=200)
+    daemon.stage(OTHER, 1, "/srv/beside", ONE)
     assert daemon.volume("/srv/beside")["State"] == "staged"
-    assert daemon.unstage("/srv/beside", timeout=200) is True
+    assert daemon.unstage("/srv/beside") is True
