@@ -42,6 +42,7 @@ class MountCache:
         self._by_path: dict[str, dict[int, Mount]] = {}
         self._by_number: dict[DeviceNumber, dict[int, Mount]] = {}
         self._by_node: dict[str, dict[int, Mount]] = {}
+        self._by_id: dict[int, dict[int, Mount]] = {}
         self._sources: dict[int, DeviceNumber] = {}  # of each btrfs, the device of its source
         self._stale = True
         self._doubted = False  # since the present reading began
@@ -130,7 +131,14 @@ class MountCache:
         self.refresh()
 
     def _clear(self) -> None:
-        for index in (self._by_line, self._by_path, self._by_number, self._by_node, self._sources):
+        for index in (
+            self._by_line,
+            self._by_path,
+            self._by_number,
+            self._by_node,
+            self._by_id,
+            self._sources,
+        ):
             index.clear()
         self._stale = True
 
@@ -140,6 +148,10 @@ class MountCache:
     def mounts_at(self, path: str) -> tuple[Mount, ...]:
         """The mounts at a path, the topmost last."""
         return _stacked(self._by_path.get(path, {}))
+
+    def mounts_numbered(self, mount_id: int) -> tuple[Mount, ...]:
+        """What has this identifier: one mount, or none. The kernel gives it to another one as soon as it is free."""
+        return tuple(self._by_id.get(mount_id, {}).values())
 
     def mounts_of(self, namespace: Namespace) -> tuple[tuple[str, Mount], ...]:
         """(device name, mount) of every filesystem on the namespace or its partitions, binds included."""
@@ -170,6 +182,7 @@ class MountCache:
 
     def _add(self, mount: Mount) -> None:
         self._by_path.setdefault(mount.mount_point, {})[id(mount)] = mount
+        self._by_id.setdefault(mount.mount_id, {})[id(mount)] = mount
         node = _bound_node(mount)
         if node:
             self._by_node.setdefault(node, {})[id(mount)] = mount
@@ -183,6 +196,7 @@ class MountCache:
 
     def _remove(self, mount: Mount) -> None:
         _discard(self._by_path, mount.mount_point, mount)
+        _discard(self._by_id, mount.mount_id, mount)
         node = _bound_node(mount)
         if node:
             _discard(self._by_node, node, mount)

@@ -64,23 +64,18 @@ def find_moved(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -
     """The volume's mount where a directory above it has been renamed, which whoever owns that can do at any time.
 
     The mount point itself cannot be renamed (fs/namei.c, vfs_rename), so it still has its name. That and the identifier
-    tell it from other mounts of the namespace.
+    tell it from other mounts of the namespace. Its device may be gone.
     """
-    namespace = find_namespace(subsystem, volume)
-    if namespace is None or not volume.mount_id:
+    if not volume.mount_id:
         return None
-    found = (mount for _, mount in (*cache.mounts_of(namespace), *cache.block_mounts_of(namespace)))
+    namespace = find_namespace(subsystem, volume)
     name = posixpath.basename(volume.staging_path)
-    return next(
-        (
-            mount
-            for mount in found
-            if mount.mount_id == volume.mount_id
-            and mount.mount_point != volume.staging_path
-            and posixpath.basename(mount.mount_point) == name
-        ),
-        None,
-    )
+    for mount in cache.mounts_numbered(volume.mount_id):
+        if mount.mount_point == volume.staging_path or posixpath.basename(mount.mount_point) != name:
+            continue
+        if cache.is_mount_of(mount, namespace) if namespace is not None else _was_on(mount, volume):
+            return mount
+    return None
 
 
 def current_state(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> VolumeState:

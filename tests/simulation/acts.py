@@ -39,7 +39,9 @@ from tests.simulation.target import Disk
 
 NAMESPACES = ((ONE, EXT4, 1), (ONE, XFS, 2), (ONE, BLANK, 3), (ONE, BTRFS, 4), (TWO, OTHER, 1), (TWO, SPARE, 2))
 NEW = "/srv/new"  # a path that is not there unless somebody makes it
-STAGING = ("/srv/a", "/srv/b", NEW, FILE)
+HOME, AWAY = "/srv/home", "/srv/away"  # a directory of somebody who renames it
+MOVING = f"{HOME}/volume"
+STAGING = ("/srv/a", "/srv/b", NEW, FILE, MOVING)
 OTHER_HOST = HostIdentity("nqn.2024-01.org.example:host", "99999999-2222-3333-4444-555555555555")
 CALLS = (
     "connect",
@@ -101,6 +103,7 @@ MEDDLING = (
     "take_over",
     "make",
     "unmake",
+    "rename",
     "unstage",
     "stage",
     "disconnect",
@@ -124,6 +127,7 @@ class Acts:
     def __init__(self, seed: int, nqns: Sequence[str] = (ONE, TWO)) -> None:
         self.rng = random.Random(seed)
         self.world = make_world(seed)
+        self.world.files.add(HOME)
         self.nqns = nqns
         self.config = Config(
             timeout=self.rng.choice((60, 60, 20)),
@@ -333,6 +337,12 @@ class Acts:
             # while the daemon is at it, nobody can tell whose an empty directory is
             theirs = NEW not in self.host.journal().volumes
             self.world.files.add(NEW, (Node.DIRECTORY, *Node)[op.a % 5], theirs=theirs)
+
+    def do_rename(self, _: Op) -> None:
+        if HOME in self.world.files.nodes:
+            self.world.rename(HOME, AWAY)
+        else:
+            self.world.rename(AWAY, HOME)
 
     def do_unmake(self, _: Op) -> None:
         if NEW in self.world.files.nodes and not self.world.mounts.at(NEW) and not self.world.mounts.elsewhere(NEW):

@@ -169,6 +169,9 @@ class Host:
 
     async def boot(self, faults: FaultPlan | None = None) -> None:
         """Start the daemon. Raises what its start raises, and Died."""
+        for mount in self.world.mounts.mounts:
+            if mount.mount_point != mount.made_at:
+                mount.by_daemon = False  # nobody can tell any more whether it is the one that was moved
         self.kernel = SimKernel(self.world, faults)
         self.observer = Recorder()
         journal = Journal(StoreOfProcess(self.store, self.kernel))

@@ -10,7 +10,7 @@ import contextlib
 import random
 
 from nvmeofd.errors import NvmeofdError
-from tests.simulation.acts import Acts, Op
+from tests.simulation.acts import AWAY, HOME, Acts, Op
 from tests.simulation.clock import run
 from tests.simulation.harness import Died
 from tests.simulation.setting import PATHS
@@ -45,6 +45,7 @@ KINDS = {
     "show": 2,
     "make": 1,
     "unmake": 1,
+    "rename": 2,
     "foreign_connect": 1,
     "foreign_disconnect": 1,
     "take_over": 1,
@@ -171,6 +172,9 @@ class History(Acts):
                 world.fabric.announce(nqn)
         for address in PATHS:
             world.path_up(address)
+        if AWAY in world.files.nodes:
+            world.rename(AWAY, HOME)
+        world.mounts.touch()  # nothing tells of renamed directories: they show with the next change
         # what was lost without a trace is made up for by whatever event comes next
         world.emit_device("change", "block", "sda")
 

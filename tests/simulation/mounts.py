@@ -208,7 +208,7 @@ class MountTable:
             head.disk.unfinished = False  # whatever a mkfs left: somebody found it good enough
         if by is None and space == 0:
             self._world.files.made.discard(path)  # somebody uses it: it need not be removed
-        self._touched(space)
+        self.touch(space)
         return mount
 
     def remove(self, mount: SimMount) -> None:
@@ -220,7 +220,7 @@ class MountTable:
         last = not any(m.number == mount.number for m in self.mounts)
         if mount.number.major == 0 and mount.fstype == "btrfs" and last:
             self._anonymous.free(mount.number.minor)
-        self._touched(mount.space)
+        self.touch(mount.space)
 
     def _parent(self, path: str, space: int) -> int:
         """The mount that the path is in: the topmost one with the longest matching mount point."""
@@ -233,7 +233,8 @@ class MountTable:
                 best = mount
         return best.mount_id if best else 1
 
-    def _touched(self, space: int) -> None:
+    def touch(self, space: int = 0) -> None:
+        """The table of a mount namespace counts as changed."""
         if space == 0:
             self.generation += 1
             self._world.emit(Event(EventKind.MOUNTS))
