@@ -24,7 +24,7 @@ class Changes:
     """Tells whoever waits for a device that something about devices changed."""
 
     def __init__(self) -> None:
-        self._flags: set[asyncio.Event] = set()
+        self._flags: dict[asyncio.Event, None] = {}  # in the order in which they came
 
     def announce(self) -> None:
         for flag in self._flags:
@@ -34,11 +34,11 @@ class Changes:
     def subscribe(self) -> Iterator[asyncio.Event]:
         """A flag that is set with every change. Clear it before looking, so that no change falls in between."""
         flag = asyncio.Event()
-        self._flags.add(flag)
+        self._flags[flag] = None
         try:
             yield flag
         finally:
-            self._flags.discard(flag)
+            del self._flags[flag]
 
 
 @dataclass(slots=True)

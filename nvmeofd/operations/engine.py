@@ -24,7 +24,7 @@ from nvmeofd.operations.recovery import recover
 from nvmeofd.operations.stage import stage
 from nvmeofd.operations.tidy import Tidier
 from nvmeofd.operations.unstage import clean_up, not_staged_here, unstage
-from nvmeofd.operations.volumes import NO_MOUNT, Volume, current_state, find_moved, stale_mounts
+from nvmeofd.operations.volumes import NO_MOUNT, Volume, current_state, find_moved, find_namespace, stale_mounts
 from nvmeofd.requests import StageRequest
 from nvmeofd.workers import Job, Workers
 
@@ -378,9 +378,12 @@ class Engine:
             if state is VolumeState.LOST and not there:
                 mount_id = NO_MOUNT  # the kernel gives the number to another mount
             if state is not volume.state:
-                log.info("volume %s at %s is %s", volume.wwid, volume.staging_path, state)
-            if (state, mount_id) != (volume.state, volume.mount_id):
-                self._core.change_volume(replace(volume, state=state, mount_id=mount_id))
+                log.info("volume %s of %s at %s is %s", volume.wwid, volume.nqn, volume.staging_path, state)
+            namespace = find_namespace(subsystem, volume)
+            size = namespace.size if namespace else volume.size
+            now = replace(volume, state=state, mount_id=mount_id, size=size)
+            if now != volume:
+                self._core.change_volume(now)
 
 
 def _same_request(one: object, other: StageRequest | UnstageRequest | DisconnectRequest) -> bool:

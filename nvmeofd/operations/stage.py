@@ -73,8 +73,8 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
             raise MountFailed(f"{namespace.path}: {error}") from error
         job.checkpoint()
         _keep_no_more(core, request.nqn, transaction)
-        core.journal.put_volume(replace(record, phase=Phase.STAGED))
-    volume = record.volume or volume
+        volume = replace(record.volume or volume, staged_at=now_us())
+        core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
     core.add_volume(volume)
     log.info("%s: staged %s as %s", job, volume.wwid, volume.device)
     return volume
@@ -286,7 +286,7 @@ def _volume(request: StageRequest, namespace: Namespace, addresses: tuple[Addres
         mount_options=(),
         read_only=request.read_only,
         size=namespace.size,
-        staged_at=now_us(),
+        staged_at=0,
         addresses=addresses,
         created_path=False,
     )

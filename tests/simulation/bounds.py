@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nvmeofd.cache import MountCache
@@ -78,27 +78,3 @@ def _of_loop(kernel: SimKernel, core: Core) -> Iterator[str]:
     tasks = [task for task in kernel.process.tasks if not task.done()]
     if not jobs and tasks:
         yield f"{len(tasks)} tasks are left over: {tasks}"
-
-
-def reachable(root: object) -> dict[str, int]:
-    """How many entries there are in all containers that can be reached from an object of the core, by its path."""
-    found: dict[str, int] = {}
-    seen: set[int] = set()
-
-    def walk(value: object, path: str) -> None:
-        if id(value) in seen or isinstance(value, str | bytes | int | float | type(None)):
-            return
-        seen.add(id(value))
-        if isinstance(value, dict | list | set | tuple | frozenset) or hasattr(value, "appendleft"):
-            assert isinstance(value, Sized)
-            found[path] = len(value)
-            entries: Any = value.values() if isinstance(value, dict) else value
-            for entry in entries:
-                walk(entry, path + "[]")
-        elif type(value).__module__.startswith("nvmeofd."):
-            names = getattr(type(value), "__slots__", None) or vars(value)
-            for name in names:
-                walk(getattr(value, name, None), f"{path}.{name}")
-
-    walk(root, type(root).__name__)
-    return found
