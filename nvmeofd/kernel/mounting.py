@@ -58,11 +58,15 @@ async def mount(commands: Commands, proc: str, what: What, path: str) -> int:
             await outlast(asyncio.ensure_future(_undo_elsewhere(commands, proc, what, target, path)))
             raise
         mount_id = await _made_at(commands, proc, what, target, path)
-        if not what.fstype and "ro" in what.options:
-            await _make_read_only(commands, path, what.number)
+        try:
+            if not what.fstype and "ro" in what.options:
+                await _make_read_only(commands, path, what.number)
+            await tools.record_mount(commands, what.node, path, what.fstype, what.options)
+        except BaseException:
+            await outlast(asyncio.ensure_future(_undo_elsewhere(commands, proc, what, target, path)))
+            raise
     finally:
         os.close(target)
-    await tools.record_mount(commands, what.node, path, what.fstype, what.options)
     return mount_id
 
 
@@ -73,7 +77,8 @@ async def unmount(commands: Commands, place: str, mount_id: int, path: str) -> N
     except (StagingPathError, OSError) as error:
         raise MountMoved(f"{quoted(place)}: {error}") from error
     try:
-        await tools.umount(commands, f"/proc/self/fd/{parent}/{os.path.basename(place)}", place, pass_fds=(parent,))
+        entry = f"/proc/self/fd/{parent}/{os.path.basename(place)}"
+        await tools.umount(commands, entry, place, mount_id=mount_id, pass_fds=(parent,))
     finally:
         os.close(parent)
     await tools.record_umount(commands, path)
@@ -82,8 +87,8 @@ async def unmount(commands: Commands, place: str, mount_id: int, path: str) -> N
 def _holding(place: str, mount_id: int) -> int:
     """The directory in which this very mount is topmost at its entry (O_PATH). Raises StagingPathError, OSError.
 
-    Two directories with a mount each can have swapped their names, which nothing tells of. From here on this entry is
-    neither renamed nor removed, and nobody but root can cover the mount.
+    Two directories with a mount each can have swapped their names, which nothing tells of. From here on the directory
+    stays, whatever is renamed above it.
     """
     parent = paths.open_mount_point(place)
     try:
@@ -160,8 +165,9 @@ async def _undo_elsewhere(commands: Commands, proc: str, what: What, target: int
             continue
         try:
             entry = f"/proc/self/fd/{parent}/{os.path.basename(place)}"
-            await tools.umount(commands, entry, place, pass_fds=(parent,))
-        except CommandError as error:
+            mount_id = paths.mounted_in(parent, os.path.basename(place))
+            await tools.umount(commands, entry, place, mount_id=mount_id, pass_fds=(parent,))
+        except (CommandError, OSError) as error:
             if os.readlink(f"{proc}/self/fd/{target}") != place:
                 continue  # it was renamed in between
             log.error("what was to be mounted at %s is at %s and stays there: %s", quoted(path), quoted(place), error)
@@ -177,9 +183,12 @@ def _parent_of(target: int, place: str, number: DeviceNumber) -> int:
     if stat.S_ISDIR(os.fstat(target).st_mode):
         return paths.open_mount_point_in(os.open("..", paths.WALK | os.O_DIRECTORY, dir_fd=target), place)
     parent = paths.open_mount_point(place)
-    # Nothing leads from a file to its directory: this may be another one, with another mount in it.
-    status = os.stat(os.path.basename(place), dir_fd=parent, follow_symlinks=False)
-    if block_number(status) != number:
+    try:
+        # Nothing leads from a file to its directory: this may be another one, with another mount in it.
+        status = os.stat(os.path.basename(place), dir_fd=parent, follow_symlinks=False)
+        if block_number(status) != number:
+            raise StagingPathError(f"something else is mounted at {place!r}")
+    except BaseException:
         os.close(parent)
-        raise StagingPathError(f"something else is mounted at {place!r}")
+        raise
     return parent

@@ -124,29 +124,45 @@ async def record_mount(commands: Commands, device: str, path: str, fstype: str, 
     await commands.run(*_MOUNT, "--fake", *_how(fstype, options), "--", device, path)
 
 
-async def umount(commands: Commands, place: str, path: str, *, pass_fds: Sequence[int]) -> None:
-    """Unmount what is topmost at ``place``, which is no symbolic link. Raises CommandError, which says ``path``.
+async def umount(commands: Commands, place: str, path: str, *, mount_id: int, pass_fds: Sequence[int]) -> None:
+    """Unmount what is topmost at ``place``, if it is that very mount. Raises CommandError, which says ``path``.
+
+    The mount is looked at last thing before: a mount point can be renamed in a mount namespace where it is none, and
+    whoever owns its directory can make one (is_local_mountpoint in fs/namei.c).
 
     umount(8) of root follows a link in the last component. That is where one can turn up: a rename that the kernel
     began before something was mounted there is done afterwards all the same, however long its filesystem takes.
     """
     try:
-        await _run_at(commands, path, place, sys.executable, "-I", "-S", "-c", _UMOUNT, place, pass_fds=pass_fds)
+        await _run_at(commands, path, place, *_UMOUNT, place, str(mount_id), pass_fds=pass_fds)
     except CommandError as error:
         raise CommandError("umount", error.status, error.reason) from error
 
 
 # A process, and not a call in a thread, because the kernel may hold it: see commands.py. UMOUNT_NOFOLLOW is 8.
-_UMOUNT = """
+_UMOUNT_SCRIPT = """
 import ctypes, errno, os, sys
+
+def fail(reason):
+    sys.stderr.write(f"{sys.argv[1]}: {reason}\\n")
+    sys.exit(32)
+
 place = os.fsencode(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
+try:
+    fd = os.open(place, os.O_PATH | os.O_NOFOLLOW)
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        found = dict(line.split(":", 1) for line in file)["mnt_id"].strip()
+    os.close(fd)
+except OSError as error:
+    fail(error.strerror)
+if found != sys.argv[2]:
+    fail("something else is mounted there")
 if libc.umount2(place, 8) != 0:
     number = ctypes.get_errno()
-    said = {errno.EBUSY: "target is busy", errno.EINVAL: "not mounted"}.get(number, os.strerror(number))
-    sys.stderr.write(f"{sys.argv[1]}: {said}\\n")
-    sys.exit(32)
+    fail({errno.EBUSY: "target is busy", errno.EINVAL: "not mounted"}.get(number, os.strerror(number)))
 """
+_UMOUNT = (sys.executable, "-I", "-S", "-c", _UMOUNT_SCRIPT)
 
 
 async def record_umount(commands: Commands, path: str) -> None:

@@ -24,7 +24,15 @@ from nvmeofd.operations.recovery import recover
 from nvmeofd.operations.stage import stage
 from nvmeofd.operations.tidy import Tidier
 from nvmeofd.operations.unstage import clean_up, not_staged_here, unstage
-from nvmeofd.operations.volumes import NO_MOUNT, Volume, current_state, find_moved, find_namespace, stale_mounts
+from nvmeofd.operations.volumes import (
+    NO_MOUNT,
+    Volume,
+    current_state,
+    find_mount,
+    find_moved,
+    find_namespace,
+    stale_mounts,
+)
 from nvmeofd.requests import StageRequest
 from nvmeofd.workers import Job, Workers
 
@@ -379,6 +387,8 @@ class Engine:
                 mount_id = NO_MOUNT  # the kernel gives the number to another mount
             if state is not volume.state:
                 log.info("volume %s of %s at %s is %s", volume.wwid, volume.nqn, volume.staging_path, state)
+            if mount_id == NO_MOUNT and (mount := find_mount(cache, subsystem, volume)) is not None:
+                mount_id = mount.mount_id  # mounted again at its path
             namespace = find_namespace(subsystem, volume)
             size = namespace.size if namespace else volume.size
             now = replace(volume, state=state, mount_id=mount_id, size=size)

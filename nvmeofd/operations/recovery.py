@@ -13,7 +13,7 @@ from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.log import log, quoted
 from nvmeofd.operations import disconnect
 from nvmeofd.operations.unstage import own_mount
-from nvmeofd.operations.volumes import NO_MOUNT, current_state, find_moved
+from nvmeofd.operations.volumes import current_state
 
 if TYPE_CHECKING:
     from nvmeofd.operations.core import Core
@@ -40,9 +40,6 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
     path, volume = record.staging_path, record.to_unmount
     if volume is None:
         return False
-    if find_moved(core.cache, core.kernel.subsystem(volume.nqn), volume) is not None:
-        # or unmounted and mounted there by somebody, who got the same number: nobody was looking
-        volume = replace(volume, mount_id=NO_MOUNT)
     mount = own_mount(core, volume)
     if record.phase is not Phase.STAGED:
         if mount is None or record.phase in (Phase.UNDOING, Phase.FORCING):
@@ -50,7 +47,7 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
         # the mount was made just before the stop, or not removed before it: either way it is there now
         # somebody may have mounted the same over it: then which of them it is stays as it is known, or unknown
         there = [one.mount_id for one in core.cache.mounts_at(path)]
-        if volume.mount_id not in (mount.mount_id, *there):
+        if volume.mount_id not in there:
             volume = replace(volume, mount_id=mount.mount_id if len(there) == 1 else 0)
         core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
     state = current_state(core.cache, core.kernel.subsystem(volume.nqn), volume)

@@ -15,7 +15,7 @@ from nvmeofd.operations import filesystem
 from nvmeofd.operations.connect import connect_paths, wait_for_namespace
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.transaction import Transaction
-from nvmeofd.operations.unstage import clean_up, make_writable, own_mount, unmount_own
+from nvmeofd.operations.unstage import clean_up, make_writable, own_mount, refuse_moved, unmount_own
 from nvmeofd.operations.volumes import Volume, find_mount, find_moved
 from nvmeofd.workers import now_us
 
@@ -87,6 +87,9 @@ def _still_there(core: Core, volume: Volume) -> bool:
         PathNotEmpty: something else covers it.
         AlreadyStaged: it is mounted at another path by now.
     """
+    # a directory above may have been renamed, and nothing tells of that: success is for what is mounted at the path
+    core.cache.doubt()
+    core.cache.refresh()
     subsystem = core.kernel.subsystem(volume.nqn)
     mount = find_mount(core.cache, subsystem, volume)
     if mount is None:
@@ -194,7 +197,7 @@ async def _mount(
     try:
         if creates:
             await _create_path(core, record, transaction)
-        transaction.on_failure(f"unmount {path}", lambda: unmount_own(core, volume))
+        transaction.on_failure(f"unmount {path}", lambda: _undo_mount(core, volume))
         if volume.type is VolumeType.BLOCK:
             mount_id = await core.kernel.bind_device(namespace, path, read_only=volume.read_only)
         else:
@@ -204,8 +207,15 @@ async def _mount(
     except (KernelError, OSError) as error:
         raise MountFailed(f"{namespace.path} at {quoted(path)}: {error}") from error
     volume = replace(volume, mount_id=mount_id)
+    record = replace(record, volume=volume)
+    core.journal.put_volume(record)
     _verify(core, volume, namespace)
-    return replace(record, volume=volume)
+    return record
+
+
+async def _undo_mount(core: Core, volume: Volume) -> None:
+    await unmount_own(core, volume)
+    refuse_moved(core, volume)
 
 
 async def _create_path(core: Core, record: VolumeRecord, transaction: Transaction) -> None:
@@ -254,13 +264,18 @@ async def _restore_record(core: Core, path: str, previous: VolumeRecord | None) 
     """The last undo: what the others could not undo stays in the journal, to be tried again."""
     record = core.journal.volumes.get(path)
     core.cache.refresh()
-    if record is not None and (volume := record.to_unmount) is not None and own_mount(core, volume) is not None:
+    if record is not None and (volume := record.to_unmount) is not None and _is_left(core, volume):
         core.journal.put_volume(replace(record, phase=Phase.UNDOING))
         core.remove_volume(path)
     elif previous is not None:
         core.journal.put_volume(previous)
     else:
         core.journal.drop_volume(path)
+
+
+def _is_left(core: Core, volume: Volume) -> bool:
+    moved = find_moved(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    return moved is not None or own_mount(core, volume) is not None
 
 
 def _mount_options(request: StageRequest, fstype: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nvmeofd.errors import Busy, DisconnectFailed, NotStaged, NvmeofdError, UnmountFailed
 from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.kernel.interface import CommandError, DeviceChanged, HeldElsewhere, MountMoved
-from nvmeofd.log import log
+from nvmeofd.log import log, quoted
 from nvmeofd.model import Step, VolumeType
 from nvmeofd.operations.force import disconnect_if_dead, stage_again, still_unmounting, umount
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
@@ -56,6 +56,11 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
             return await _leave(core, job, left_over.nqn, keep=request.keep_connected)
         not_staged_here(core, path)
         return not _connected(core, job.nqn)
+    if request.force or own_mount(core, volume) is None:
+        # a directory above may have been renamed, or renamed back, and nothing tells of that
+        core.cache.doubt()
+        core.cache.refresh()
+    refuse_moved(core, volume)
     mounts = core.cache.mounts_at(path)
     if mounts and own_mount(core, volume) is None:
         raise NotStaged(f"{path}: {mounts[-1].source} ({mounts[-1].fstype}) is mounted there, not by this daemon")
@@ -103,9 +108,8 @@ def not_staged_here(core: Core, path: str) -> None:
 
 
 def own_mount(core: Core, volume: Volume) -> Mount | None:
-    """The volume's mount, also when it is at another path by now, or when its device went away under it."""
-    subsystem = core.kernel.subsystem(volume.nqn)
-    mount = find_mount(core.cache, subsystem, volume) or find_moved(core.cache, subsystem, volume)
+    """The volume's mount at its staging path, also when its device went away under it."""
+    mount = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume)
     if mount is not None:
         return mount
     for subsystem in core.kernel.subsystems() if volume.type is VolumeType.FILESYSTEM else ():
@@ -229,6 +233,8 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
             return
         job.enter(Step.UNMOUNTING, path)
         await unmount_own(core, volume)
+        if record.phase not in (Phase.UNSTAGING, Phase.FORCING):  # those may have unmounted it already
+            refuse_moved(core, volume)
         if await still_unmounting(core, volume):
             raise Busy(f"{path} is not mounted any more, but the kernel has not written all of it to {record.nqn} yet")
     if record.volume is not None and record.volume.read_only:
@@ -253,6 +259,16 @@ async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
     return False
 
 
+def refuse_moved(core: Core, volume: Volume) -> None:
+    """Raises UnmountFailed when the volume seems to be mounted at another path by now."""
+    moved = find_moved(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    if moved is not None:
+        raise UnmountFailed(
+            f"{volume.staging_path}: {volume.device} is mounted at {quoted(moved.mount_point)}, as after renaming a "
+            "directory; rename it back, or unmount it there"
+        )
+
+
 def _require_uncovered(core: Core, own: Mount) -> None:
     """Raises UnmountFailed."""
     top = core.cache.mounts_at(own.mount_point)[-1]
@@ -270,18 +286,16 @@ async def unmount_own(core: Core, volume: Volume) -> None:
         try:
             await core.kernel.unmount(own, volume.staging_path)
         except CommandError as error:
-            if not _moved_since(core, volume, own, error):
-                raise UnmountFailed(f"{own.mount_point}: {error}") from error
+            _look_again(core, error)
+            raise UnmountFailed(f"{own.mount_point}: {error}") from error
         core.cache.refresh()
 
 
-def _moved_since(core: Core, volume: Volume, own: Mount, error: CommandError) -> bool:
-    """Whether the mount was not where the cache has it, and the cache knows better now."""
-    if not isinstance(error, MountMoved):
-        return False
-    core.cache.doubt()
+def _look_again(core: Core, error: CommandError) -> None:
+    """After an umount that failed; where the mount is not where the cache has it, that is to know better."""
+    if isinstance(error, MountMoved):
+        core.cache.doubt()
     core.cache.refresh()
-    return own_mount(core, volume) != own
 
 
 async def _force(core: Core, job: Job, volume: Volume, own: Mount) -> None:
@@ -301,9 +315,8 @@ async def _unmount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
     try:
         await umount(core, job, volume, own)
     except CommandError as error:
-        if _moved_since(core, volume, own, error):
-            return
-        core.cache.refresh()
+        _look_again(core, error)
+        refuse_moved(core, volume)
         if own_mount(core, volume) is not None:
             forced = core.journal.volumes[path].phase is Phase.FORCING
             hint = "; its subsystem is disconnected: end who works in it and unstage it again" if forced else ""

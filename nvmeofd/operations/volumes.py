@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,21 +60,22 @@ def find_mount(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -
 
 
 def find_moved(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> Mount | None:
-    """The volume's mount where a directory above it has been renamed, which whoever owns that can do at any time.
+    """What seems to be the volume's mount, at another path: whoever owns a directory above can rename that at any time.
 
-    The mount point itself cannot be renamed (fs/namei.c, vfs_rename), so it still has its name. That and the identifier
-    tell it from other mounts of the namespace. Its device may be gone.
+    Seems: it may be somebody else's mount of the same namespace, made after the volume's was unmounted, because the
+    kernel gives the identifier of a mount to another one at once. So it is nothing to unmount, and nothing to forget.
     """
-    if not volume.mount_id:
-        return None
     namespace = find_namespace(subsystem, volume)
-    name = posixpath.basename(volume.staging_path)
-    for mount in cache.mounts_numbered(volume.mount_id):
-        if mount.mount_point == volume.staging_path or posixpath.basename(mount.mount_point) != name:
-            continue
-        if cache.is_mount_of(mount, namespace) if namespace is not None else _was_on(mount, volume):
-            return mount
-    return None
+    if namespace is None:
+        return None
+    return next(
+        (
+            mount
+            for mount in cache.mounts_numbered(volume.mount_id)
+            if mount.mount_point != volume.staging_path and cache.is_mount_of(mount, namespace)
+        ),
+        None,
+    )
 
 
 def current_state(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> VolumeState:

@@ -141,10 +141,14 @@ class Guardian:
         if job is None or not mounts:
             return
         top = mounts[-1]
-        if job.staging_path != top.made_at or job.operation is OperationKind.DISCONNECT:
+        if (
+            job.staging_path != path
+            or (top.by_daemon and top.made_at != path)
+            or job.operation is OperationKind.DISCONNECT
+        ):
             self._wrong(f"{job} unmounted {path}")
         # the same volume, mounted by somebody once more or anew, counts as its own
-        own = top.head is not None and self._kernel.world.mounts.staged.get(top.made_at) is top.head
+        own = top.head is not None and self._kernel.world.mounts.staged.get(path) is top.head
         # somebody may have mounted it, or taken away what was on top of it, after the last look
         shown = max(top.seq, self._kernel.world.mounts.uncovered.get(path, 0))
         if not own and shown < _LOOKS.get().get(MOUNTS, 0):

@@ -170,8 +170,10 @@ class Host:
     async def boot(self, faults: FaultPlan | None = None) -> None:
         """Start the daemon. Raises what its start raises, and Died."""
         for mount in self.world.mounts.mounts:
-            if mount.mount_point != mount.made_at:
-                mount.by_daemon = False  # nobody can tell any more whether it is the one that was moved
+            record = self.journal().volumes.get(mount.made_at)
+            known = record is not None and record.volume is not None and record.volume.mount_id == mount.mount_id
+            if mount.mount_point != mount.made_at and not known:
+                mount.by_daemon = False  # moved before it was written down: nobody can tell any more whose it is
         self.kernel = SimKernel(self.world, faults)
         self.observer = Recorder()
         journal = Journal(StoreOfProcess(self.store, self.kernel))

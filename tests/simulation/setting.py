@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -50,25 +51,30 @@ def make_world(seed: int = 0, *, instant: bool = False) -> SimWorld:
     return world
 
 
-def simulated(*, seeds: int = 3) -> Callable[[Callable[[Host], Coroutine[Any, Any, None]]], Callable[[], None]]:
-    """Run a test on a booted host, in virtual time, on a few seeds; at the end nothing may be wrong."""
+def simulated(*, seeds: int = 3) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
+    """Run a test on a booted host, in virtual time, on a few seeds; at the end nothing may be wrong.
 
-    def decorate(test: Callable[[Host], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-        async def main(seed: int) -> None:
+    The test gets the host, and its parameters by name.
+    """
+
+    def decorate(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+        async def main(seed: int, parameters: dict[str, Any]) -> None:
             host = Host(make_world(seed))
             await host.boot()
-            await test(host)
+            await test(host, **parameters)
             await host.quiesce()
             found = host.complaints()
             assert not found, found
             await host.stop()
 
-        def wrapper() -> None:
+        def wrapper(**parameters: Any) -> None:
             for seed in range(seeds):
-                run(main(seed))
+                run(main(seed, parameters))
 
         wrapper.__name__ = test.__name__
         wrapper.__doc__ = test.__doc__
+        signature = inspect.signature(test)
+        vars(wrapper)["__signature__"] = signature.replace(parameters=list(signature.parameters.values())[1:])
         return wrapper
 
     return decorate

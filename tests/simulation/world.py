@@ -197,6 +197,9 @@ class SimWorld:
         """Whoever owns a directory renames it, with whatever is mounted below."""
         self.files.rename(old, new)
         self.mounts.rename(old, new)
+        for mount in self.mounts.mounts:
+            if mount.head is not None and mount.head.gone and mount.mount_point.startswith(new + "/"):
+                mount.by_daemon = False  # of a disk that is gone, and not where it was made: not to be told from others
         self.meddling["mounts"] += 1
         self.meddling["files"] += 1
 

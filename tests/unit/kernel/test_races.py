@@ -59,8 +59,14 @@ def test_all_the_time(directory: Path, verb: str) -> None:
     run(directory, "storm", verb, "parent")
 
 
-def run(directory: Path, *arguments: str) -> None:
-    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m", "tests.unit.kernel.racing"]
+@pytest.mark.parametrize("kind", ["filesystem", "block"])
+@pytest.mark.parametrize("mode", ["entries", "failed", "cancelled"])
+def test_at_the_last_moment(directory: Path, mode: str, kind: str) -> None:
+    run(directory, mode, kind, module="racing_late")
+
+
+def run(directory: Path, *arguments: str, module: str = "racing") -> None:
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m", f"tests.unit.kernel.{module}"]
     done = subprocess.run(
         [*command, str(directory), *arguments], cwd=ROOT, timeout=120, check=False, capture_output=True, text=True
     )
