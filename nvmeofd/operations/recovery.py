@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvmeofd.journal import Phase, VolumeRecord
+from nvmeofd.journal import FormatRecord, Phase, VolumeRecord
 from nvmeofd.log import log, quoted
 from nvmeofd.operations import disconnect
+from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.unstage import own_mount
 from nvmeofd.operations.volumes import current_state
 
@@ -32,7 +33,21 @@ def recover(core: Core) -> tuple[VolumeRecord, ...]:
         core.ownership.prune(nqn, subsystem)
         core.ownership.reclaim(subsystem)
     disconnect.finish(core)
+    for record in list(core.journal.formats.values()):
+        _spare_what_is_used(core, record)
     return tuple(record for record in list(core.journal.volumes.values()) if not _take_over(core, record))
+
+
+def _spare_what_is_used(core: Core, record: FormatRecord) -> None:
+    """A mkfs that was cut short is to be wiped off, unless somebody has found good enough what it left. Raises OSError.
+
+    By the time of the wiping that may be over. Then there can be data that nobody could make again.
+    """
+    subsystem = core.kernel.subsystem(record.nqn)
+    made = [namespace for namespace in subsystem.namespaces if namespace.wwid == record.wwid] if subsystem else []
+    if users := visible_users(core, made):
+        log.warning("a mkfs on %s was cut short, and is used by now: %s", record.wwid, "; ".join(map(str, users)))
+        core.journal.drop_format(record.wwid)
 
 
 def _take_over(core: Core, record: VolumeRecord) -> bool:

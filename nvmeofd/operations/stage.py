@@ -93,7 +93,7 @@ def _still_there(core: Core, volume: Volume) -> bool:
     subsystem = core.kernel.subsystem(volume.nqn)
     mount = find_mount(core.cache, subsystem, volume)
     if mount is None:
-        if (moved := find_moved(core.cache, subsystem, volume)) is not None:
+        if (moved := find_moved(core.cache, core.kernel, volume)) is not None:
             raise AlreadyStaged(
                 f"{volume.staging_path}: the volume is at {quoted(moved.mount_point)} since a directory "
                 "above was renamed; unstage it first"
@@ -274,7 +274,7 @@ async def _restore_record(core: Core, path: str, previous: VolumeRecord | None) 
 
 
 def _is_left(core: Core, volume: Volume) -> bool:
-    moved = find_moved(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    moved = find_moved(core.cache, core.kernel, volume)
     return moved is not None or own_mount(core, volume) is not None
 
 

@@ -15,7 +15,7 @@ from nvmeofd.log import log, quoted
 from nvmeofd.model import Step, VolumeType
 from nvmeofd.operations.force import disconnect_if_dead, stage_again, still_unmounting, umount
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
-from nvmeofd.operations.volumes import Volume, find_mount, find_moved, find_namespace, stale_mounts
+from nvmeofd.operations.volumes import Volume, find_mount, find_moved, find_namespace, number_passed_on, stale_mounts
 
 if TYPE_CHECKING:
     from nvmeofd.kernel.interface import Mount
@@ -112,10 +112,8 @@ def own_mount(core: Core, volume: Volume) -> Mount | None:
     mount = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume)
     if mount is not None:
         return mount
-    for subsystem in core.kernel.subsystems() if volume.type is VolumeType.FILESYSTEM else ():
-        for namespace in subsystem.namespaces:
-            if namespace.number == volume.number and namespace.diskseq != volume.diskseq:
-                return None  # the number has passed to another disk: what is mounted there is not the volume
+    if number_passed_on(core.kernel, volume):
+        return None
     stale = stale_mounts(core.cache, volume)
     return stale[-1] if stale else None
 
@@ -261,7 +259,7 @@ async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
 
 def refuse_moved(core: Core, volume: Volume) -> None:
     """Raises UnmountFailed when the volume seems to be mounted at another path by now."""
-    moved = find_moved(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    moved = find_moved(core.cache, core.kernel, volume)
     if moved is not None:
         raise UnmountFailed(
             f"{volume.staging_path}: {volume.device} is mounted at {quoted(moved.mount_point)}, as after renaming a "

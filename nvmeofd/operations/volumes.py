@@ -9,7 +9,7 @@ from nvmeofd.model import Address, DeviceNumber, Namespace, Subsystem, VolumeSta
 
 if TYPE_CHECKING:
     from nvmeofd.cache import MountCache
-    from nvmeofd.kernel.interface import Mount
+    from nvmeofd.kernel.interface import Kernel, Mount
 
 
 NO_MOUNT = -1
@@ -59,22 +59,36 @@ def find_mount(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -
     )
 
 
-def find_moved(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> Mount | None:
+def find_moved(cache: MountCache, kernel: Kernel, volume: Volume) -> Mount | None:
     """What seems to be the volume's mount, at another path: whoever owns a directory above can rename that at any time.
 
     Seems: it may be somebody else's mount of the same namespace, made after the volume's was unmounted, because the
     kernel gives the identifier of a mount to another one at once. So it is nothing to unmount, and nothing to forget.
+
+    Raises:
+        OSError: sysfs cannot be read.
     """
-    namespace = find_namespace(subsystem, volume)
-    if namespace is None:
+    mounts = [one for one in cache.mounts_numbered(volume.mount_id) if one.mount_point != volume.staging_path]
+    if not mounts:
         return None
-    return next(
-        (
-            mount
-            for mount in cache.mounts_numbered(volume.mount_id)
-            if mount.mount_point != volume.staging_path and cache.is_mount_of(mount, namespace)
-        ),
-        None,
+    namespace = find_namespace(kernel.subsystem(volume.nqn), volume)
+    if namespace is not None:
+        return next((mount for mount in mounts if cache.is_mount_of(mount, namespace)), None)
+    if number_passed_on(kernel, volume):
+        return None
+    return next((mount for mount in mounts if _was_on(mount, volume)), None)
+
+
+def number_passed_on(kernel: Kernel, volume: Volume) -> bool:
+    """Whether another disk has the device number by now, so that what is mounted from it is not the volume.
+
+    Raises:
+        OSError: sysfs cannot be read.
+    """
+    return volume.type is VolumeType.FILESYSTEM and any(
+        namespace.number == volume.number and namespace.diskseq != volume.diskseq
+        for subsystem in kernel.subsystems()
+        for namespace in subsystem.namespaces
     )
 
 

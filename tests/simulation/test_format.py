@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from nvmeofd.errors import FormatFailed, NotBlank
 from nvmeofd.kernel.interface import CommandError
 from tests.simulation.device import SimLockedDevice
-from tests.simulation.harness import Host
+from tests.simulation.harness import Died, Host
 from tests.simulation.setting import BLANK, ONE, PATHS, simulated
 
 
@@ -62,3 +63,19 @@ def test_what_nobody_knows_is_not_formatted(monkeypatch: pytest.MonkeyPatch) -> 
             await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty")
 
     history()
+
+
+@simulated()
+async def test_what_was_used_after_a_crash_is_not_wiped_off(host: Host) -> None:
+    """Somebody mounts what a mkfs has made whose end the daemon did not live to see, and unmounts it again."""
+    host.kernel.faults.crash("probe", skip=1)
+    with pytest.raises(Died):
+        await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty")
+    host.world.mount(host.world.head(ONE, 3), "/mnt/y")
+    booting = asyncio.ensure_future(host.boot())
+    await asyncio.sleep(0)
+    host.kernel.faults.delay("lock_device", 2)
+    await booting
+    host.world.unmount("/mnt/y")
+    await host.quiesce(70)
+    assert host.world.fabric.targets[ONE].namespaces[3].fstype == "ext4"
