@@ -172,9 +172,11 @@ def test_unmounted_by_somebody_who_goes_on_to_use_the_device(call: str) -> None:
             host.world.mount(host.world.head(ONE, 1), "/mnt/y")
 
         host.kernel.faults.hook(call, meddle)
-        assert not await host.unstage(PATH, force=True)
+        with pytest.raises(UnmountFailed, match="/mnt/y"):
+            await host.unstage(PATH, force=True)
         assert host.world.connected(ONE)
         host.world.unmount("/mnt/y")
+        assert await host.unstage(PATH) is True
 
     history()
 
