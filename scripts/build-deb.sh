@@ -36,7 +36,7 @@ fi
 rm -rf "$out"
 mkdir -p "$tree"
 printf '%s\0' "${list[@]}" | tar --null -T - -c | tar -x -C "$tree"
-cp -r packaging/deb "$tree/debian"
+cp -r "$tree/packaging/deb" "$tree/debian"
 if [[ $version != "$(tree_version)" ]]; then
     sed -i "s/^__version__ = .*/__version__ = \"$version\"/" "$tree/nvmeofd/__init__.py"
     { sed "1s/([^)]*)/($version)/" packaging/deb/changelog; echo; cat packaging/deb/changelog; } >"$tree/debian/changelog"
