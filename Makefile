@@ -17,7 +17,7 @@ ARGS ?=
 SEEDS ?= 10000
 FIRST ?= 0
 
-.PHONY: help setup lint format check check-fast unit vm soak fuzz demo bench deb lintian rpm rpmlint install-data clean
+.PHONY: help setup lint format check check-fast unit vm soak fuzz demo bench deb lintian rpm rpmlint release install-data clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,11 +37,11 @@ format: setup ## let ruff format and fix
 	$(VENV)/ruff check --fix
 
 # One run of pytest over all tiers, and nothing after it: its summary is the last thing said.
-check: lint deb ## everything: lint, then all tests
+check: lint deb rpm ## everything: lint, then all tests
 	$(VENV)/pytest $(ARGS)
 
-check-fast: lint ## lint, then all tests that need no guest
-	$(VENV)/pytest tests/unit tests/simulation tests/bus $(ARGS)
+check-fast: lint deb rpm ## lint, then all tests that need no guest
+	$(VENV)/pytest tests/unit tests/simulation tests/bus tests/packages $(ARGS)
 
 unit: setup ## unit tests
 	$(VENV)/pytest tests/unit $(ARGS)
@@ -75,7 +75,10 @@ rpm: $(if $(shell command -v dpkg-query),setup) ## build/rpm/RPMS/noarch/nvmeofd
 	@scripts/build-rpm.sh
 
 rpmlint: rpm ## the spec file and the RPM, held against Fedora's rules
-	rpmlint --strict --config packaging/rpm/rpmlint.toml packaging/rpm/nvmeofd.spec build/rpm/RPMS/noarch/*.rpm build/rpm/SRPMS/*.rpm
+	@scripts/rpmlint.sh
+
+release: setup ## build/release/VERSION from the tag of that version: make release VERSION=1.2.3
+	@scripts/release.py $(VERSION)
 
 # What pip does not install; the packages call this, too.
 install-data: ## service, bus policy and the rest, into DESTDIR
