@@ -32,7 +32,7 @@ if [[ -n $archive ]]; then
     cp "$archive" "$out/SOURCES/nvmeofd-$version.tar.gz"
 else
     printf '%s\0' "${list[@]}" | tar --null -T - --sort=name --owner=0 --group=0 --numeric-owner \
-        --mtime="@$SOURCE_DATE_EPOCH" --transform="s,^,nvmeofd-$version/," -c | gzip -n >"$out/SOURCES/nvmeofd-$version.tar.gz"
+        --mtime="@$SOURCE_DATE_EPOCH" --transform="s,^,nvmeofd-$version/,S" -c | gzip -n >"$out/SOURCES/nvmeofd-$version.tar.gz"
 fi
 options=(--define "_topdir $PWD/$out" --define '_buildhost localhost' --define 'use_source_date_epoch_as_buildtime 1'
     --define 'clamp_mtime_to_source_date_epoch 1' --define 'build_mtime_policy clamp_to_source_date_epoch')

@@ -3,7 +3,8 @@
 
 HEAD has to carry the tag vVERSION, every file that states a version has to state this one, and nothing may be
 uncommitted. All is built from a fresh clone of the tag, so that nothing of this working tree gets in, and the same tag
-makes the same files on any machine with the same release of Debian.
+makes the same files on any machine with the same release of Debian. (But for the header of the source RPM: rpmbuild
+notes in it the folder that it was built in.)
 """
 
 from __future__ import annotations
