@@ -164,56 +164,37 @@ def test_install_starts_and_enables_it(clean: Guest, package: Path) -> None:
     clean.run(["/var/tmp/volume"])
 
 
-def test_upgrade_with_volumes_staged(daemon: Daemon, newer: Path) -> None:
+def test_upgrade_and_back_with_volumes_staged(daemon: Daemon, package: Path, newer: Path) -> None:
     guest = daemon.guest
     staged = Staged.now(daemon)
-    pid = guest.call(facts.daemon)["pid"]
-    dpkg_install(guest, newer)
-    staged.check_on_host()
-    assert state(guest) == RUNS
-    assert version(guest) == NEXT
-    assert guest.call(facts.daemon)["pid"] not in (0, pid)
-    staged.check_known()
+    for changed, number in ((newer, NEXT), (package, nvmeofd.__version__)):
+        pid = guest.call(facts.daemon)["pid"]
+        dpkg_install(guest, changed)
+        staged.check_on_host()
+        assert state(guest) == RUNS
+        assert version(guest) == number
+        assert guest.call(facts.daemon)["pid"] not in (0, pid)
+        staged.check_known()
     staged.unstage()
 
 
-def test_downgrade_with_volumes_staged(clean: Guest, package: Path, newer: Path) -> None:
-    install(clean, newer)
-    staged = Staged.now(Daemon(clean))
-    dpkg_install(clean, package)
-    staged.check_on_host()
-    assert state(clean) == RUNS
-    assert version(clean) == nvmeofd.__version__
-    staged.check_known()
-    staged.unstage()
-
-
-def test_removed_with_volumes_staged_and_installed_again(daemon: Daemon, package: Path) -> None:
-    guest = daemon.guest
-    staged = Staged.now(daemon)
-    apt(guest, "remove")
-    staged.check_on_host()
-    assert (state(guest)["ActiveState"], state(guest)["LoadState"]) == ("inactive", "not-found")
-    assert guest.call(facts.daemon)["pid"] == 0
-    called = guest.run(["busctl", "get-property", bus.DAEMON, bus.ROOT, bus.MANAGER, "Version"], check=False)
-    assert called.rc != 0, "nothing is there that the bus could start"
-    dpkg_install(guest, package)
-    staged.check_on_host()
-    assert state(guest) == RUNS
-    staged.check_known()
-    staged.unstage()
-
-
-def test_purged_with_volumes_staged_and_installed_again(daemon: Daemon, package: Path) -> None:
-    """The configuration goes; what the mounts are known by stays as long as they can."""
+def test_removed_and_purged_with_volumes_staged(daemon: Daemon, package: Path) -> None:
+    """The configuration is purged; what the mounts are known by stays as long as they do."""
     guest = daemon.guest
     guest.write(CONFIG, b"[Operation]\nTimeoutSec=30\n")
     staged = Staged.now(daemon)
-    apt(guest, "purge")
-    staged.check_on_host()
-    assert guest.run(["ls", "-d", "/etc/nvmeofd"], check=False).rc != 0
-    dpkg_install(guest, package)
-    staged.check_known()
+    for verb, configured in (("remove", True), ("purge", False)):
+        apt(guest, verb)
+        staged.check_on_host()
+        assert guest.call(facts.daemon)["pid"] == 0
+        assert (state(guest)["ActiveState"], state(guest)["LoadState"]) == ("inactive", "not-found")
+        called = guest.run(["busctl", "get-property", bus.DAEMON, bus.ROOT, bus.MANAGER, "Version"], check=False)
+        assert called.rc != 0, "nothing is there that the bus could start"
+        assert (guest.run(["test", "-e", CONFIG], check=False).rc == 0) == configured
+        dpkg_install(guest, package)
+        assert state(guest) == RUNS
+        staged.check_on_host()
+        staged.check_known()
     staged.unstage()
 
 
