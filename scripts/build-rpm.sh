@@ -4,9 +4,8 @@
 #
 # Usage: build-rpm.sh [FOLDER [ARCHIVE]]
 # FOLDER is build/rpm if not given. ARCHIVE is nvmeofd-<version>.tar.gz to build from, instead of the working tree.
-# A file "standins" in FOLDER says that this host lacks Fedora's macros: what was built is for checks only.
 #
-# RPM_BUILD_WITH=tests runs the unit tests in the build.
+# RPM_BUILD_WITH=tests runs the unit tests in the build. RPM_DIST is what the names end in, instead of this host's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/tracked.sh
@@ -19,7 +18,7 @@ flock 9
 
 version=$(tree_version)
 mapfile -t list < <(tracked .)
-key=$(fingerprint "$archive ${RPM_BUILD_WITH:-}" "${list[@]}")
+key=$(fingerprint "$archive ${RPM_BUILD_WITH:-} ${RPM_DIST:-}" "${list[@]}")
 if compgen -G "$out/RPMS/noarch/nvmeofd-$version-*.rpm" >/dev/null && [[ $(cat "$out/key" 2>/dev/null) == "$key" ]]; then
     exit 0
 fi
@@ -41,9 +40,9 @@ if [[ $(rpm --eval '%_unitdir') == %* ]]; then
     # forgets it after --without. What the spec file wants installed is not known to rpm there.
     standins=$(rpm --showrc | sed -n 's/^Macro path: //p'):$PWD/packaging/rpm/macros.debian
     options=(--macros="$standins" --nodeps "${options[@]}")
-    touch "$out/standins"
     [[ ${RPM_BUILD_WITH:-} == tests ]] || options+=(--without tests)
 fi
+[[ -z ${RPM_DIST:-} ]] || options+=(--define "dist $RPM_DIST")
 log=$out/build.log
 if ! rpmbuild "${options[@]}" -ba packaging/rpm/nvmeofd.spec >"$log" 2>&1 9>&-; then
     cat "$log"

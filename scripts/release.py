@@ -96,6 +96,8 @@ def release(root: Path, version: str, out: Path) -> list[Path]:
         environment = dict(os.environ, SOURCE_DATE_EPOCH=git(clone, "log", "-1", "--format=%ct"))
         environment.setdefault("DEB_BUILD_OPTIONS", "")
         environment.setdefault("RPM_BUILD_WITH", "tests")
+        # The source RPM is for any release of Fedora.
+        environment["RPM_DIST"] = "%{nil}"
         source = source_archive(clone, version, new)
         for command in (
             ["scripts/build-deb.sh"],
@@ -104,12 +106,9 @@ def release(root: Path, version: str, out: Path) -> list[Path]:
             ["scripts/rpmlint.sh"],
         ):
             subprocess.run(command, cwd=clone, env=environment, check=True)
-        wanted = [f"deb/nvmeofd_{version}_all.deb", "rpm/SRPMS/*.src.rpm"]
-        if not (clone / "build/rpm/standins").exists():
-            wanted.append("rpm/RPMS/noarch/*.rpm")
-        for pattern in wanted:
-            for built in (clone / "build").glob(pattern):
-                shutil.copy(built, new)
+        for pattern in (f"deb/nvmeofd_{version}_all.deb", "rpm/SRPMS/*.src.rpm"):
+            (built,) = (clone / "build").glob(pattern)
+            shutil.copy(built, new)
         sums = "".join(
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in sorted(new.iterdir())
         )

@@ -131,19 +131,15 @@ def test_the_same_tag_makes_the_same_files(releasable: Path, tmp_path: Path) -> 
         run(["scripts/release.py"], cwd=tree, DEB_BUILD_OPTIONS="nocheck", RPM_BUILD_WITH="")
         built.append(tree / "build/release" / VERSION)
     one, another = built
-    names = sorted(path.name for path in one.iterdir())
-    assert f"nvmeofd_{VERSION}_all.deb" in names
-    assert [name for name in names if name.endswith(".src.rpm")]
-    for name in names:
-        if name.endswith(".src.rpm"):
-            assert sources_in(one / name) == sources_in(another / name)
-        elif name != "SHA256SUMS":
-            assert (one / name).read_bytes() == (another / name).read_bytes(), name
+    source, deb, rpm = f"nvmeofd-{VERSION}.tar.gz", f"nvmeofd_{VERSION}_all.deb", f"nvmeofd-{VERSION}-1.src.rpm"
+    assert {path.name for path in one.iterdir()} == {source, deb, rpm, "SHA256SUMS"}
+    for name in (source, deb):
+        assert (one / name).read_bytes() == (another / name).read_bytes(), name
+    assert sources_in(one / rpm) == sources_in(another / rpm)
     for folder in built:
-        checked = run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder)
-        assert len(checked.splitlines()) == len(names) - 1
+        assert len(run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder).splitlines()) == 3
     assert sorted(path.name for path in one.parent.iterdir()) == [VERSION]
-    with tarfile.open(one / f"nvmeofd-{VERSION}.tar.gz") as archive:
+    with tarfile.open(one / source) as archive:
         packed = {member.name for member in archive if member.isfile()}
         metadata = archive.extractfile(f"nvmeofd-{VERSION}/PKG-INFO")
         assert metadata is not None
