@@ -21,11 +21,11 @@ flock 9
 deb=$out/nvmeofd_${version}_all.deb
 tree=$out/nvmeofd-$version
 
-files=(CHANGELOG.md LICENSE Makefile README.md pyproject.toml nvmeofd dbus libexec man packaging systemd)
+files=(.)
 if [[ " $DEB_BUILD_OPTIONS " == *" nocheck "* ]]; then
     DEB_BUILD_PROFILES=nocheck
-else
-    files+=(scripts tests)
+    # An edit there makes no other package.
+    files+=(':!tests' ':!bench' ':!scripts' ':!.ci')
 fi
 mapfile -t list < <(tracked "${files[@]}")
 key=$(fingerprint "$version $DEB_BUILD_OPTIONS" scripts/build-deb.sh scripts/tracked.sh "${list[@]}")
