@@ -119,11 +119,10 @@ def test_everything_is_in_it(rpm: Path, data: set[str]) -> None:
 
 def test_configuration_is_the_administrators(rpm: Path) -> None:
     """What was edited stays as it is; the new one is put beside it."""
-    configuration = query(rpm, "[%{FILEFLAGS:fflags} %{FILENAMES}\n]")
-    for line in configuration:
-        flags, _, path = line.rpartition(" ")
-        folder = path == "/etc/nvmeofd" or path.startswith("/etc/nvmeofd/nvmeofd.conf.d")
-        assert ("c" in flags and "n" in flags) == (path.startswith("/etc/") and not folder), line
+    for line in query(rpm, "[%{FILEMODES:perms} %{FILENAMES} %{FILEFLAGS:fflags}\n]"):
+        perms, path, *flags = line.split()
+        configuration = path.startswith("/etc/") and not perms.startswith("d")
+        assert {"c", "n"}.issubset("".join(flags)) == configuration, line
 
 
 def test_does_not_enable_itself(rpm: Path) -> None:
