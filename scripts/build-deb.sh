@@ -43,7 +43,8 @@ if [[ $version != "$(tree_version)" ]]; then
 fi
 log=$out/build.log
 if ! (cd "$tree" && exec dpkg-buildpackage -us -uc) >"$log" 2>&1 9>&-; then
-    cat "$log"
+    tail -n 40 "$log" >&2
+    echo "$0: failed, see $log" >&2
     exit 1
 fi
 echo "$key" >"$out/key"

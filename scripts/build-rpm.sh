@@ -45,7 +45,8 @@ fi
 [[ -z ${RPM_DIST:-} ]] || options+=(--define "dist $RPM_DIST")
 log=$out/build.log
 if ! rpmbuild "${options[@]}" -ba packaging/rpm/nvmeofd.spec >"$log" 2>&1 9>&-; then
-    cat "$log"
+    tail -n 40 "$log" >&2
+    echo "$0: failed, see $log" >&2
     exit 1
 fi
 echo "$key" >"$out/key"

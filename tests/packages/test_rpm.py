@@ -117,6 +117,14 @@ def test_everything_is_in_it(rpm: Path, data: set[str]) -> None:
     assert [path for path in packed if path.endswith(".pyc") or "/tests" in path] == []
 
 
+def test_programs_have_manuals(rpm: Path) -> None:
+    paths = query(rpm, "[%{FILENAMES}\n]")
+    manuals = {Path(path).name.partition(".")[0] for path in paths if "/man/" in path}
+    programs = {Path(path).name for path in paths if path.startswith(("/usr/bin/", "/usr/libexec/"))}
+    assert programs
+    assert programs - manuals == set()
+
+
 def test_configuration_is_the_administrators(rpm: Path) -> None:
     """What was edited stays as it is; the new one is put beside it."""
     for line in query(rpm, "[%{FILEMODES:perms} %{FILENAMES} %{FILEFLAGS:fflags}\n]"):
