@@ -17,7 +17,7 @@ ARGS ?=
 SEEDS ?= 10000
 FIRST ?= 0
 
-.PHONY: help setup lint format check check-fast unit vm soak fuzz demo bench deb lintian rpm install-data clean
+.PHONY: help setup lint format check check-fast unit vm soak fuzz demo bench deb lintian rpm rpmlint release install-data clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,11 +37,11 @@ format: setup ## let ruff format and fix
 	$(VENV)/ruff check --fix
 
 # One run of pytest over all tiers, and nothing after it: its summary is the last thing said.
-check: lint deb ## everything: lint, then all tests
+check: lint deb rpm ## everything: lint, then all tests
 	$(VENV)/pytest $(ARGS)
 
-check-fast: lint ## lint, then all tests that need no guest
-	$(VENV)/pytest tests/unit tests/simulation tests/bus $(ARGS)
+check-fast: lint deb rpm ## lint, then all tests that need no guest
+	$(VENV)/pytest tests/unit tests/simulation tests/bus tests/packages $(ARGS)
 
 unit: setup ## unit tests
 	$(VENV)/pytest tests/unit $(ARGS)
@@ -68,21 +68,17 @@ bench: setup deb ## what the daemon costs, measured here and in a guest
 deb: setup ## build/deb/nvmeofd_VERSION_all.deb from the tracked files as they are
 	@scripts/build-deb.sh
 
-lintian: deb ## the Debian package, held against policy
-	lintian --pedantic --fail-on=error,warning,info build/deb/nvmeofd_$(VERSION)_*.changes
+lintian: deb ## the Debian packages, binary and source, held against policy
+	@scripts/lintian.sh
 
-# A host without Fedora's macros gets stand-ins, at the end of rpm's own macro path (first of all options: rpmbuild
-# forgets it after --without).
-RPM_STANDINS = --macros="$$(rpm --showrc | sed -n 's/^Macro path: //p'):$(CURDIR)/packaging/rpm/macros.debian" \
-	--nodeps --without tests
-rpm: $(if $(shell command -v dpkg-query),setup) ## build/rpm/RPMS/noarch/nvmeofd-VERSION-*.rpm from the committed files
-	rm -rf build/rpm
-	mkdir -p build/rpm/SOURCES
-	git archive --prefix=nvmeofd-$(VERSION)/ -o build/rpm/SOURCES/nvmeofd-$(VERSION).tar.gz HEAD
-	PATH=/usr/sbin:/usr/bin:/sbin:/bin rpmbuild $(if $(findstring %,$(shell rpm --eval '%_unitdir')),$(RPM_STANDINS)) \
-		--define '_topdir $(CURDIR)/build/rpm' -ba packaging/rpm/nvmeofd.spec >build/rpm/build.log 2>&1 \
-		|| { cat build/rpm/build.log; exit 1; }
-	@ls build/rpm/RPMS/noarch/*.rpm
+rpm: $(if $(shell command -v dpkg-query),setup) ## build/rpm/RPMS/noarch/nvmeofd-VERSION-*.rpm from the tracked files as they are
+	@scripts/build-rpm.sh
+
+rpmlint: rpm ## the spec file and the RPM, held against Fedora's rules
+	@scripts/rpmlint.sh
+
+release: setup ## build/release/VERSION from the tag of that version: make release VERSION=1.2.3
+	@scripts/release.py $(VERSION)
 
 # What pip does not install; the packages call this, too.
 install-data: ## service, bus policy and the rest, into DESTDIR

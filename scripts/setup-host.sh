@@ -11,7 +11,7 @@ fi
 packages=(
     # the packages: DEB with its tests, RPM, man page
     debhelper dh-python dpkg-dev fakeroot lintian pkgconf pybuild-plugin-pyproject python3-all
-    python3-dbus-next python3-hypothesis python3-pytest python3-pyudev python3-sdnotify python3-setuptools rpm
+    python3-dbus-next python3-hypothesis python3-pytest python3-pyudev python3-sdnotify python3-setuptools rpm rpmlint
     mandoc
     # the virtual environment; PyGObject and dbus-python are built for it
     ca-certificates gcc libc6-dev libcairo2-dev libdbus-1-dev libgirepository1.0-dev libglib2.0-dev python3-dev python3-venv

@@ -6,9 +6,8 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-import pytest
-
 import nvmeofd
+from scripts import release
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,15 +61,13 @@ def test_bus_policy_lets_only_root_in() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("file", "pattern"),
-    [
-        ("packaging/deb/changelog", r"^nvmeofd \((\S+)\)"),
-        ("packaging/rpm/nvmeofd.spec", r"(?m)^Version: +(\S+)$"),
-        ("CHANGELOG.md", r"(?m)^## (\S+)"),
-    ],
-)
-def test_versions_agree(file: str, pattern: str) -> None:
-    found = re.search(pattern, (ROOT / file).read_text())
-    assert found is not None
-    assert found[1] == nvmeofd.__version__
+def test_versions_agree() -> None:
+    assert set(release.stated(ROOT).values()) == {nvmeofd.__version__}
+
+
+def test_changelog_has_what_is_unreleased_on_top() -> None:
+    """Below it, the version that the tree states, unless none has been released yet."""
+    headings = re.findall(r"(?m)^## (.*)$", (ROOT / "CHANGELOG.md").read_text())
+    assert headings[0] == "Unreleased"
+    assert all(re.fullmatch(rf"{release.NUMBER} - \d{{4}}-\d\d-\d\d", heading) for heading in headings[1:])
+    assert release.newest_in_changelog(ROOT) in ("", nvmeofd.__version__)
