@@ -128,7 +128,7 @@ class Identity:
             if self._stands(made, host):
                 log.info("made %s: this host is %s, from %s", " and ".join(sorted(made)), host.nqn, source)
                 return host
-        raise OSError(errno.EBUSY, "somebody else keeps changing it", self._path(_NQN))
+        raise OSError(errno.EBUSY, "it changes all the time, or is a link to nothing", self._path(_NQN))
 
     # ---- what it is to be
 

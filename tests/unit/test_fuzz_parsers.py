@@ -19,7 +19,8 @@ from nvmeofd.bus.dbusnext import encode_body, valid_text
 from nvmeofd.bus.objects import SubsystemObject
 from nvmeofd.bus.tree import ObjectTree
 from nvmeofd.cache import MountCache
-from nvmeofd.config import Config, ConfigError
+from nvmeofd.config import Config
+from nvmeofd.configfile import ConfigError
 from nvmeofd.errors import InvalidArgument
 from nvmeofd.kernel import fabrics, host, tools, users
 from nvmeofd.kernel.identity import Identity
