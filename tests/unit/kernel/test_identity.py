@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import stat
 import tempfile
@@ -16,9 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvmeofd.kernel.fabrics import Fabrics
 from nvmeofd.kernel.identity import Identity, firmware_uuid, machine_uuid
+from nvmeofd.kernel.interface import ConnectError, ConnectParameters
+from nvmeofd.kernel.linux import LinuxKernel
 from nvmeofd.kernel.roots import Roots
-from nvmeofd.model import UUID_NQN, HostIdentity
+from nvmeofd.model import UUID_NQN, Address, HostIdentity
+
+from . import trees
 
 UUID = "5f1c2c0e-8f3a-4d57-9d53-0c1e5a2b7d10"
 OTHER = "ad24b111-02f0-4bdb-a36c-41e4e47e0bb0"
@@ -379,3 +386,33 @@ def test_any_content(tmp_path_factory: pytest.TempPathFactory, raw: bytes, name:
     with suppress(ValueError):
         assert host.identity().establish() == host.identity().current()
     assert (host.etc / name).read_bytes() == raw
+
+
+# ---- the kernel has another half of it
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"hostnqn": NQN, "hostid": UUID}, False),
+        ({"hostnqn": NAMED, "hostid": OTHER}, False),
+        ({"hostnqn": NAMED, "hostid": UUID}, True),
+        ({"hostnqn": NQN, "hostid": OTHER}, True),
+    ],
+)
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_connection_as_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, str], said: bool, number: int
+) -> None:
+    trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys0"), "nvme0", **attributes)
+
+    async def refuse(*_: object) -> str:
+        raise ConnectError(number, "no")
+
+    monkeypatch.setattr(Fabrics, "connect", refuse)
+    parameters = ConnectParameters(nqn=trees.NQN, address=Address.parse("tcp://127.0.0.1"), host=HOST)
+    with LinuxKernel(Roots(sys=str(tmp_path))) as kernel, pytest.raises(ConnectError) as caught:
+        asyncio.run(kernel.connect(parameters))
+    assert caught.value.errno == number
+    parts = (f"nvme0 is connected as {attributes['hostnqn']}", attributes["hostid"], NQN, UUID)
+    assert all(part in str(caught.value) for part in parts) is (said and number == errno.EINVAL)
