@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .daemon import ONE, Daemon, refused
+from .daemon import ONE, Daemon
 from .guest import facts, service, target, users
 from .harness import Guest
 
@@ -18,7 +18,8 @@ VENDOR = "/usr/lib/nvmeofd/nvmeofd.conf.d/50-vendor.conf"
 BOOT = "/run/nvmeofd.conf.d/60-boot.conf"
 PROGRAM = "/usr/libexec/nvmeofd"
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-GOOD = b"[Operation]\nTimeoutSec=3\n\n[Connect]\nKeepAliveSec=8\nQueueSize=32\n"
+GOOD = b"[Operation]\nDisconnectDelaySec=3600\n\n[Connect]\nKeepAliveSec=8\nQueueSize=32\n"
+APPLIED = ("8", "31", False)
 BAD = b"[Connect]\nKeepAlive=9\nQueueSize=1\n"
 MISTAKES = [
     f"{DROP_IN}:2: unknown key KeepAlive in section [Connect], did you mean KeepAliveSec?",
@@ -42,14 +43,15 @@ def as_installed(daemon: Daemon) -> Iterator[None]:
     daemon.guest.call(service.systemctl, "restart")
 
 
-def connected_with(daemon: Daemon) -> tuple[str, str]:
-    """Keep-alive and queue size of a connection made now."""
+def used(daemon: Daemon) -> tuple[str, str, bool]:
+    """What counts for a volume staged now: keep-alive, queue size, and whether it is disconnected at the end."""
     guest = daemon.guest
     daemon.stage(NQN, EXT4, "/srv/config", ONE)
     (controller,) = guest.call(facts.controllers)
     kato, size = (guest.read(f"/sys/class/nvme/{controller}/{name}").decode().strip() for name in ("kato", "sqsize"))
-    assert daemon.unstage("/srv/config") is True
-    return kato, size
+    disconnected = daemon.unstage("/srv/config")
+    daemon.disconnect(NQN)
+    return kato, size, disconnected
 
 
 def status(daemon: Daemon) -> str:
@@ -66,16 +68,14 @@ def test_template_is_installed_and_right(daemon: Daemon) -> None:
 def test_drop_in_applies_after_reload(daemon: Daemon) -> None:
     guest = daemon.guest
     pid = guest.call(facts.daemon)["pid"]
-    before = connected_with(daemon)
+    before = used(daemon)
     guest.write(DROP_IN, GOOD)
-    assert connected_with(daemon) == before
+    assert used(daemon) == before
     guest.call(service.systemctl, "reload")
-    assert connected_with(daemon) == ("8", "31")
-    with refused("NamespaceNotFound"):
-        daemon.finish(daemon.start_stage(NQN, "nsid.77", "/srv/config", ONE), timeout=20.0)
+    assert used(daemon) == APPLIED
     guest.run(["rm", DROP_IN])
     guest.call(service.systemctl, "reload")
-    assert connected_with(daemon) == before
+    assert used(daemon) == before
     assert guest.call(facts.daemon)["pid"] == pid
 
 
@@ -87,12 +87,12 @@ def test_reload_with_mistakes_fails_and_keeps_everything(daemon: Daemon) -> None
     guest.write(DROP_IN, BAD)
     assert guest.run(["systemctl", "reload", service.UNIT], check=False).rc != 0
     assert guest.call(service.show, "ActiveState") == "active"
-    assert connected_with(daemon) == ("8", "31")
+    assert used(daemon) == APPLIED
     guest.run(["systemctl", "kill", "--kill-whom=main", "--signal=SIGHUP", service.UNIT])
     wanted = f"Volumes: 0, subsystems: 0, jobs: 0; the configuration stays as it was: {MISTAKES[0]} (and 1 more)"
     guest.call(service.wait_property, "StatusText", wanted)
     assert guest.call(service.show, "ActiveState") == "active"
-    assert connected_with(daemon) == ("8", "31")
+    assert used(daemon) == APPLIED
     guest.write(DROP_IN, b"")
     guest.call(service.systemctl, "reload")
     guest.call(service.wait_property, "StatusText", "Volumes: 0, subsystems: 0, jobs: 0")
@@ -111,8 +111,9 @@ def test_restart_with_mistakes(daemon: Daemon) -> None:
     assert [mount["path"] for mount in guest.call(facts.nvme_mounts)] == ["/srv/config"]
     guest.write(DROP_IN, GOOD)
     guest.call(service.systemctl, "start")
-    assert daemon.unstage("/srv/config") is True
-    assert connected_with(daemon) == ("8", "31")
+    assert daemon.unstage("/srv/config") is False
+    daemon.disconnect(NQN)
+    assert used(daemon) == APPLIED
 
 
 def test_check_names_every_mistake(daemon: Daemon) -> None:
@@ -133,7 +134,7 @@ def test_files_of_vendors_and_of_this_boot(daemon: Daemon) -> None:
         guest.run(["mkdir", "--parents", path.rpartition("/")[0]])
         guest.write(path, text)
     guest.call(service.systemctl, "reload")
-    assert connected_with(daemon) == ("7", "127")
+    assert used(daemon) == ("7", "127", True)
     shown = guest.run([*NOBODY, PROGRAM, "--show-config"]).out
     assert f"# {VENDOR}:2\nKeepAliveSec=7\n" in shown
     assert f"# {BOOT}:2\nQueueSize=128\n" in shown
