@@ -30,7 +30,7 @@ lint: setup ## ruff, mypy, mandoc
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
-	mandoc -T lint -W warning man/*.8
+	mandoc -T lint -W warning man/*.[58]
 
 format: setup ## let ruff format and fix
 	$(VENV)/ruff format
@@ -82,7 +82,8 @@ release: setup ## build/release/VERSION from the tag of that version: make relea
 
 # What pip does not install; the packages call this, too.
 install-data: ## service, bus policy and the rest, into DESTDIR
-	$(INSTALL) -d -m 755 $(DESTDIR)$(SYSCONFDIR)/nvmeofd
+	$(INSTALL) -d -m 755 $(DESTDIR)$(SYSCONFDIR)/nvmeofd/nvmeofd.conf.d
+	$(INSTALL) -D -m 644 etc/nvmeofd.conf $(DESTDIR)$(SYSCONFDIR)/nvmeofd/nvmeofd.conf
 	$(INSTALL) -D -m 755 libexec/nvmeofd $(DESTDIR)$(LIBEXECDIR)/nvmeofd
 	$(INSTALL) -D -m 644 systemd/nvmeofd.service $(DESTDIR)$(UNITDIR)/nvmeofd.service
 	$(INSTALL) -D -m 644 systemd/nvmeofd-shutdown.service $(DESTDIR)$(UNITDIR)/nvmeofd-shutdown.service
@@ -90,6 +91,7 @@ install-data: ## service, bus policy and the rest, into DESTDIR
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.service $(DESTDIR)$(DATADIR)/dbus-1/system-services/org.nvmeofd1.service
 	$(if $(wildcard dbus/org.nvmeofd1.xml),$(INSTALL) -D -m 644 dbus/org.nvmeofd1.xml \
 		$(DESTDIR)$(DATADIR)/dbus-1/interfaces/org.nvmeofd1.xml)
+	$(INSTALL) -D -m 644 man/nvmeofd.conf.5 $(DESTDIR)$(DATADIR)/man/man5/nvmeofd.conf.5
 	$(INSTALL) -D -m 644 man/nvmeofd.8 $(DESTDIR)$(DATADIR)/man/man8/nvmeofd.8
 
 clean: ## remove what was built, and .venv

@@ -1,19 +1,22 @@
-"""The configuration: /etc/nvmeofd/nvmeofd.conf and the drop-ins nvmeofd.conf.d/*.conf.
+"""The configuration: every key with type, range, unit and default.
 
 The format is systemd's: ``[Section]``, ``Key=value``, comments on lines of their own (``#`` or ``;``). Drop-ins are
 read after the main file in the order of their names; what comes later wins, and an empty value goes back to the
 default. Anything unknown or malformed is refused: a misspelt key that does nothing would be found out too late.
+
+A new key goes into the template etc/nvmeofd.conf and the manual man/nvmeofd.conf.5, too; a test compares them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-DIRECTORY = Path("/etc/nvmeofd")
+from nvmeofd.configfile import Place, Problems, assignments, config_files, printable, shown
+
 MAX_SECONDS = 86_400
 MAX_KERNEL_SECONDS = MAX_SECONDS * 365  # the kernel keeps these in an int, drivers/nvme/host/fabrics.c
 
@@ -26,20 +29,17 @@ _LOG_LEVELS = {
 }
 
 
-class ConfigError(Exception):
-    """The configuration cannot be used. The message names file, line and key."""
-
-
 class Key(NamedTuple):
     """What a key accepts, for checking and for people to read."""
 
     name: str
     parse: Callable[[str], Any]
     accepts: str
+    write: Callable[[Any], str] = str  # what ``parse`` reads
 
 
-def _key(name: str, parse: Callable[[str], Any], accepts: str) -> dict[str, Key]:
-    return {"key": Key(name, parse, accepts)}
+def _key(name: str, parse: Callable[[str], Any], accepts: str, write: Callable[[Any], str] = str) -> dict[str, Key]:
+    return {"key": Key(name, parse, accepts, write)}
 
 
 def _number(name: str, low: int, high: int, unit: str = "") -> dict[str, Key]:
@@ -56,6 +56,10 @@ def _log_level(text: str) -> int:
     if text not in _LOG_LEVELS:
         raise ValueError
     return _LOG_LEVELS[text]
+
+
+def _log_level_name(level: int) -> str:
+    return next(name for name, value in _LOG_LEVELS.items() if value == level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,7 @@ class Config:
     # [Daemon]
     # a level of Python's logging
     log_level: int = field(
-        default=logging.INFO, metadata=_key("LogLevel", _log_level, "one of " + ", ".join(_LOG_LEVELS))
+        default=logging.INFO, metadata=_key("LogLevel", _log_level, "one of " + ", ".join(_LOG_LEVELS), _log_level_name)
     )
     # [Operation]
     # seconds that a job may take, queueing included, when the request does not say
@@ -98,27 +102,55 @@ class Config:
     # seconds that a subsystem stays connected after its last volume was unstaged
     disconnect_delay: int = field(default=0, metadata=_number("DisconnectDelaySec", 0, MAX_SECONDS, "seconds"))
     connect: ConnectConfig = field(default_factory=ConnectConfig)
+    # The files that were read, and what was set where; values are compared without.
+    files: Sequence[Path] = field(default=(), compare=False)
+    places: Mapping[tuple[str, str], Place] = field(default_factory=dict, compare=False)
 
     @classmethod
     def load(cls, paths: Iterable[Path] | None = None) -> Self:
-        """Read the files, by default those below /etc/nvmeofd.
+        """Read the files, by default those of the host.
 
         Raises:
-            ConfigError: a file cannot be read, or something in it is wrong; names file, line and key.
+            ConfigError: a file cannot be read, or something in it is wrong; has every mistake with file and line.
         """
+        paths = config_files() if paths is None else list(paths)
+        problems = Problems()
         values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-        for path in config_files() if paths is None else paths:
-            for section, key, text, place in _assignments(path):
+        places: dict[tuple[str, str], Place] = {}
+        for path in paths:
+            for section, key, text, place in assignments(path, SECTIONS, problems):
                 attribute, what = SECTIONS[section][key]
-                if not text:
-                    values[section].pop(attribute, None)
-                    continue
                 try:
-                    values[section][attribute] = what.parse(text)
+                    parsed = what.parse(text) if text else None
                 except ValueError:
-                    raise ConfigError(f"{place}: {key}={_shown(text)} is not {what.accepts}") from None
+                    problems.add(place, f"{key}={shown(text)} is not {what.accepts}")
+                    continue
+                # an empty value is the default again
+                values[section].pop(attribute, None)
+                places.pop((section, key), None)
+                if text:
+                    values[section][attribute] = parsed
+                    places[section, key] = place
+        problems.check()
         connect = ConnectConfig(**values.pop("Connect"))
-        return replace(cls(connect=connect), **{k: v for section in values.values() for k, v in section.items()})
+        own = {attribute: value for section in values.values() for attribute, value in section.items()}
+        return cls(connect=connect, files=tuple(paths), places=places, **own)
+
+    def settings(self) -> list[Setting]:
+        """Every key with its value, in the order in which they are documented."""
+        return [
+            Setting(section, key, None if value is None else what.write(value), self.places.get((section, key)))
+            for section, keys in SECTIONS.items()
+            for key, (attribute, what) in keys.items()
+            for value in (getattr(self.connect if section == "Connect" else self, attribute),)
+        ]
+
+
+class Setting(NamedTuple):
+    section: str
+    key: str
+    text: str | None  # None: left to the kernel
+    place: Place | None  # None: the default
 
 
 def _keys(cls: type[Any], *names: str) -> dict[str, tuple[str, Key]]:
@@ -138,58 +170,16 @@ SECTIONS = {
 }
 
 
-def config_files(directory: Path = DIRECTORY) -> list[Path]:
-    """The main file, if there is one, and the drop-ins in the order in which they are read. Raises ConfigError."""
-    main = directory / "nvmeofd.conf"
-    drop_ins = directory / "nvmeofd.conf.d"
-    try:
-        found = [main] if main.exists() else []
-        if drop_ins.is_dir():
-            found += sorted(p for p in drop_ins.iterdir() if p.suffix == ".conf" and not p.name.startswith("."))
-    except OSError as error:
-        raise ConfigError(f"{error.filename or directory}: {error.strerror}") from error
-    return found
-
-
-def _assignments(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    """(section, key, value, "file:line") of every assignment of a file, sections and keys being known ones."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+def effective(config: Config) -> str:
+    """The values that count, as a configuration file, each below where it was set: for people to read."""
+    lines = (
+        ["# Read, in this order:", *(f"#   {printable(str(path))}" for path in config.files)] if config.files else []
+    )
     section = ""
-    seen: dict[tuple[str, str], int] = {}
-    for number, raw in enumerate(lines, 1):
-        place = f"{path}:{number}"
-        try:
-            line = raw.decode().strip()
-        except UnicodeDecodeError:
-            raise ConfigError(f"{place}: not valid UTF-8") from None
-        if not line or line[0] in "#;":
-            continue
-        if line.startswith("["):
-            section = line[1:-1]
-            if not line.endswith("]") or section not in SECTIONS:
-                raise ConfigError(f"{place}: unknown section {_shown(line)}, known are {_listed(SECTIONS)}")
-            continue
-        key, equals, value = (part.strip() for part in line.partition("="))
-        if not equals:
-            raise ConfigError(f"{place}: {_shown(line)} is neither a section nor Key=value")
-        if not section:
-            raise ConfigError(f"{place}: {_shown(key)} comes before any section")
-        if key not in SECTIONS[section]:
-            known = _listed(SECTIONS[section])
-            raise ConfigError(f"{place}: unknown key {_shown(key)} in section [{section}], known are {known}")
-        if (section, key) in seen:
-            raise ConfigError(f"{place}: {key} is already set in line {seen[section, key]}")
-        seen[section, key] = number
-        yield section, key, value, place
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
-def _shown(text: str) -> str:
-    text = text if len(text) <= 64 else text[:63] + "…"
-    return text if text.isprintable() else ascii(text)
+    for one in config.settings():
+        if one.section != section:
+            section = one.section
+            lines += ["", f"[{section}]"]
+        lines.append(f"# {one.place or ('default' if one.text is not None else 'left to the kernel')}")
+        lines.append(f"{one.key}={one.text or ''}")
+    return "\n".join(lines).lstrip("\n") + "\n"

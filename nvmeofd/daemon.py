@@ -12,13 +12,14 @@ from functools import partial
 from logging import INFO
 from pathlib import Path
 from subprocess import SubprocessError
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from nvmeofd import __version__
 from nvmeofd import log as logging
 from nvmeofd.bus.messages import BusLost
 from nvmeofd.bus.service import BusService, NameTaken
-from nvmeofd.config import Config, ConfigError
+from nvmeofd.config import Config, effective
+from nvmeofd.configfile import ConfigError
 from nvmeofd.journal import DirectoryStore, Journal
 from nvmeofd.kernel.commands import StandIn
 from nvmeofd.kernel.interface import CommandError
@@ -36,6 +37,8 @@ JOURNAL_DIRECTORY = Path("/run/nvmeofd")
 STATUS_DELAY = 0.2  # seconds
 # How long a stop waits for running jobs: less than TimeoutStopSec= of the unit, which ends in SIGKILL.
 STOP_SECONDS = 75.0
+# sysexits.h; the unit does not start again after it, as nothing would be different.
+EX_CONFIG = 78
 # At shutdown the kernel gives a lost controller up at the first attempt to reconnect it after this many seconds.
 SHUTDOWN_LOSS_SECONDS = 5
 
@@ -86,6 +89,7 @@ class Daemon:
         self._status_timer: asyncio.TimerHandle | None = None
         self._kernel: LinuxKernel | None = None
         self._giving_up: asyncio.Future[None] | None = None
+        self._complaint = ""  # why the files are not what is in force, for the status line
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status.
@@ -95,10 +99,12 @@ class Daemon:
             BusLost, NameTaken: there is no bus, or it does not give the name.
         """
         loop = asyncio.get_running_loop()
+        reload_wanted = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.add_signal_handler(signal.SIGUSR1, self._host_stops)
+        # until it is ready, a wish to reload is kept
+        loop.add_signal_handler(signal.SIGHUP, reload_wanted.set)
         bus = await BusService.connect()
         try:
             with LinuxKernel() as kernel:
@@ -115,6 +121,9 @@ class Daemon:
                 self._manager.ready()
                 self._update_status(bus)
                 log.info("nvmeofd %s is ready", __version__)
+                loop.add_signal_handler(signal.SIGHUP, self._reload, bus, self._engine)
+                if reload_wanted.is_set():
+                    self._reload(bus, self._engine)
                 return await self._serve(bus, self._engine)
         finally:
             await bus.close()
@@ -185,18 +194,21 @@ class Daemon:
             self._manager.watchdog()
             await asyncio.sleep(interval)
 
-    def _reload(self) -> None:
-        if self._engine is None:
-            return
+    def _reload(self, bus: BusService, engine: Engine) -> None:
         self._manager.reloading()
         try:
             self._config = self._load()
         except ConfigError as error:
-            log.error("the configuration stays as it was: %s", error)
+            for problem in error.problems:
+                log.error("%s", problem)
+            log.error("the configuration stays as it was")
+            self._complaint = f"; the configuration stays as it was: {error}"
         else:
             log.setLevel(self._config.log_level)
-            self._engine.reconfigure(self._config)
+            engine.reconfigure(self._config)
+            self._complaint = ""
             log.info("the configuration is loaded again")
+        self._update_status(bus)
         self._manager.ready()
 
     def _status_changed(self, bus: BusService) -> None:
@@ -209,7 +221,7 @@ class Daemon:
         if self._engine is None:
             return
         volumes, jobs = len(self._engine.volumes), len(self._engine.jobs)
-        self._manager.status(f"Volumes: {volumes}, subsystems: {bus.subsystem_count}, jobs: {jobs}")
+        self._manager.status(f"Volumes: {volumes}, subsystems: {bus.subsystem_count}, jobs: {jobs}{self._complaint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,7 +232,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nvmeofd {__version__}")
-    parser.parse_args(arguments)
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--check-config",
+        nargs="*",
+        metavar="FILE",
+        help="say what is wrong in the configuration, or in these files, and exit: 0 if nothing is",
+    )
+    instead.add_argument("--show-config", action="store_true", help="show the configuration that would count, and exit")
+    options = parser.parse_args(arguments)
+    if options.check_config is not None or options.show_config:
+        return _look_at_config([Path(name) for name in options.check_config or ()], show=options.show_config)
     logging.setup(INFO)
     if os.geteuid() != 0:
         log.critical("nvmeofd must run as root; start it with: systemctl start nvmeofd")
@@ -236,10 +258,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return await Daemon(config, Config.load, manager).run()
 
         return asyncio.run(run())
-    except (ConfigError, BusLost, NameTaken) as error:
+    except ConfigError as error:
+        for problem in error.problems:
+            log.critical("%s", problem)
+        manager.status(f"Not started: {error}")
+        return EX_CONFIG
+    except (BusLost, NameTaken) as error:
         log.critical("%s", error)
     except OSError as error:
         log.critical("cannot start without a complete picture of the host: %s", error)
     finally:
         manager.close()
     return 1
+
+
+def _look_at_config(files: list[Path], *, show: bool) -> int:
+    """Check the configuration and perhaps show it; returns the exit status."""
+    try:
+        config = Config.load(files or None)
+    except ConfigError as error:
+        _print(sys.stderr, "\n".join(error.problems) + "\n")
+        return 1
+    if show:
+        _print(sys.stdout, effective(config))
+    return 0
+
+
+def _print(stream: TextIO, text: str) -> None:
+    """Names of files can be what the terminal has no characters for."""
+    stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))

@@ -16,6 +16,8 @@ from urllib.parse import parse_qsl
 from nvmeofd.errors import InvalidArgument
 
 NQN_MAX_BYTES = 223  # NVMe base specification 2.0, section 4.5; NVMF_NQN_SIZE in include/linux/nvme.h
+# What the NQN of a host that is known by a UUID begins with: NVMe Qualified Names, NVM Express Base Specification.
+UUID_NQN = "nqn.2014-08.org.nvmexpress:uuid:"
 DISCOVERY_NQN = "nqn.2014-08.org.nvmexpress.discovery"
 DEFAULT_PORT = 4420  # IANA "nvme", the default of nvme-connect(1)
 
@@ -78,12 +80,12 @@ def parse_subsystem_nqn(text: str) -> str:
     return text
 
 
-def parse_host_id(text: str) -> str:
-    """Check a host identifier (a UUID) and return its canonical form. Raises InvalidArgument."""
+def parse_host_id(text: str, *, what: str = "host-id") -> str:
+    """Check a host identifier (a UUID) and return its canonical form. Raises InvalidArgument, which names ``what``."""
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise InvalidArgument(f"host-id: {text[:64]!r} is not a UUID") from None
+        raise InvalidArgument(f"{what}: {text[:64]!r} is not a UUID") from None
 
 
 class IdKind(StrEnum):
@@ -289,6 +291,27 @@ class HostIdentity:
 
     nqn: str
     id: str
+
+    @property
+    def nqn_uuid(self) -> str:
+        """The UUID in the NQN, in its canonical form; "" when the NQN is not made of one."""
+        try:
+            # NQNs are compared byte by byte, UUIDs are not.
+            return str(uuid.UUID(self.nqn.removeprefix(UUID_NQN))) if self.nqn.startswith(UUID_NQN) else ""
+        except ValueError:
+            return ""
+
+    @property
+    def mismatch(self) -> str:
+        """What is to be said about an identifier that is not the UUID in the NQN; "" when there is nothing to say."""
+        inside = self.nqn_uuid
+        if inside in ("", self.id):
+            return ""
+        return (
+            f"host ID {self.id} is not the UUID in host NQN {self.nqn}: the kernel accepts that only as long as "
+            "everything on this host that connects uses both together; once nothing is connected, write "
+            f"{inside} into /etc/nvme/hostid, unless a target knows this host by its ID"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,14 @@
-"""Facts about this host: its NVMe identity, its swap areas."""
+"""Facts about this host: its swap areas."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from nvmeofd.errors import InvalidArgument
 from nvmeofd.kernel.blockdev import block_number
 from nvmeofd.kernel.interface import Swap
 from nvmeofd.kernel.mountinfo import unescape
-from nvmeofd.model import DeviceNumber, HostIdentity, parse_host_id, parse_nqn
-
-
-def identity(etc_nvme: str) -> HostIdentity:
-    """The host NQN and host identifier of /etc/nvme. Raises FileNotFoundError, OSError, ValueError (malformed)."""
-    try:
-        return HostIdentity(
-            parse_nqn(_line(f"{etc_nvme}/hostnqn"), what=f"{etc_nvme}/hostnqn"),
-            parse_host_id(_line(f"{etc_nvme}/hostid")),
-        )
-    except InvalidArgument as error:
-        raise ValueError(str(error)) from error
-
-
-def _line(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read(4096).strip()
+from nvmeofd.model import DeviceNumber
 
 
 def swaps(proc: str, sys: str) -> tuple[Swap, ...]:

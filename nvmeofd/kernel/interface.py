@@ -237,6 +237,9 @@ class Kernel(Protocol):
     def host_identity(self) -> HostIdentity:
         """/etc/nvme/hostnqn and hostid. Raises FileNotFoundError, OSError, ValueError (malformed)."""
 
+    async def establish_identity(self) -> HostIdentity:
+        """The same, and made if it is not there yet. Raises OSError, ValueError (malformed)."""
+
     def multipath(self) -> bool:
         """Whether nvme_core runs with native multipath. True when the module is not loaded. Raises OSError."""
 

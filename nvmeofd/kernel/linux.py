@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from nvmeofd.kernel import backing, claims, devices, fabrics, host, mounting, paths, tools, uevents, users
 from nvmeofd.kernel.commands import Commands
 from nvmeofd.kernel.controllers import Controllers
+from nvmeofd.kernel.identity import Identity
 from nvmeofd.kernel.interface import (
+    ConnectError,
     ConnectParameters,
     Event,
     LockedDevice,
@@ -39,6 +43,7 @@ class LinuxKernel:
         self._controllers = Controllers(self._roots.sys)
         self._fabrics = fabrics.Fabrics(self._roots.dev)
         self._registry = Registry(self._roots.run_nvme, self._roots.sys)
+        self._identity = Identity(self._roots)
         self._mounts = MountTable(self._roots.proc)
 
     def close(self) -> None:
@@ -54,7 +59,12 @@ class LinuxKernel:
     # ---- host
 
     def host_identity(self) -> HostIdentity:
-        return host.identity(self._roots.etc_nvme)
+        return self._identity.current()
+
+    async def establish_identity(self) -> HostIdentity:
+        with contextlib.suppress(FileNotFoundError):
+            return self._identity.current()
+        return await in_thread(self._identity.establish, name="make the identity of the host")
 
     def multipath(self) -> bool:
         return self._sysfs.multipath()
@@ -105,7 +115,32 @@ class LinuxKernel:
         return await fabrics.resolve(address)
 
     async def connect(self, parameters: ConnectParameters) -> str:
-        return await self._fabrics.connect(parameters)
+        try:
+            return await self._fabrics.connect(parameters)
+        except ConnectError as error:
+            clash = self._clash(parameters.host) if error.errno == errno.EINVAL else ""
+            if clash:
+                raise ConnectError(errno.EINVAL, f"{clash} ({error})") from error
+            raise
+
+    def _clash(self, host: HostIdentity) -> str:
+        """Who has one half of this identity but not the other; "" when nobody is to be seen.
+
+        The kernel takes a host NQN with one host ID only, and the other way round (nvmf_host_add,
+        drivers/nvme/host/fabrics.c, since 6.5), and says no more than EINVAL.
+        """
+        try:
+            controllers = [one for subsystem in self._sysfs.subsystems() for one in subsystem.controllers]
+        except OSError:
+            return ""
+        for one in controllers:
+            if (one.host_nqn == host.nqn) != (one.host_id.lower() == host.id):
+                return (
+                    f"this host introduces itself as {host.nqn} with host ID {host.id}, but {one.name} is connected "
+                    f"as {one.host_nqn} with host ID {one.host_id}, and the kernel wants every host NQN to have one "
+                    "host ID of its own: make them agree, or disconnect it first"
+                )
+        return ""
 
     async def delete_controller(self, controller: Controller) -> None:
         await self._controllers.delete(controller)

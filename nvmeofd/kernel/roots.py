@@ -13,4 +13,5 @@ class Roots:
     proc: str = "/proc"
     dev: str = "/dev"
     etc_nvme: str = "/etc/nvme"
+    machine_id: str = "/etc/machine-id"
     run_nvme: str = "/run/nvme"

@@ -37,7 +37,7 @@ async def connect_paths(core: Core, job: Job, request: StageRequest, transaction
             "addresses: this host has nvme_core.multipath=N, so every path would be a disk of its own; "
             "give one address, or boot with nvme_core.multipath=Y"
         )
-    host = host_identity(core, request)
+    host = await host_identity(core, request)
     before = core.kernel.subsystem(request.nqn)
     # an earlier attempt may have ended without a word on its outcome
     core.ownership.adopt(request.nqn, before)
@@ -82,19 +82,18 @@ async def connect_paths(core: Core, job: Job, request: StageRequest, transaction
     return tuple(resolved)
 
 
-def host_identity(core: Core, request: StageRequest) -> HostIdentity:
+async def host_identity(core: Core, request: StageRequest) -> HostIdentity:
     """The identity for a connection: from the request, else of the host. Raises InvalidArgument."""
     options = request.connect
     if options.host_nqn is not None and options.host_id is not None:
         return HostIdentity(options.host_nqn, options.host_id)
     try:
-        host = core.kernel.host_identity()
+        host = await core.kernel.establish_identity()
         nqn = options.host_nqn or parse_nqn(host.nqn, what="/etc/nvme/hostnqn")
         return HostIdentity(nqn, options.host_id or parse_host_id(host.id))
     except (OSError, ValueError) as error:
         raise InvalidArgument(
-            f"host-nqn: not given, and the identity of this host cannot be read: {error}; "
-            "make it with 'nvme gen-hostnqn > /etc/nvme/hostnqn', or give host-nqn and host-id"
+            f"host-nqn: not given, and this host has no identity: {error}; repair that, or give host-nqn and host-id"
         ) from error
 
 

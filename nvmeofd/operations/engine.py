@@ -81,6 +81,17 @@ class Engine:
         for unfinished in list(self._core.journal.formats.values()):
             self._undo_format(unfinished)
         self._tidier.look()
+        await self._introduce()
+
+    async def _introduce(self) -> None:
+        """Have an identity of the host before the first connection, so that targets can be told to let it in."""
+        try:
+            host = await self._core.kernel.establish_identity()
+        except (OSError, ValueError) as error:
+            log.error("this host has no identity for targets, so nothing can be connected: %s", error)
+        else:
+            if host.mismatch:
+                log.warning("%s", host.mismatch)
 
     def reconfigure(self, config: Config) -> None:
         """Use another configuration from the next request on."""

@@ -24,6 +24,7 @@ from nvmeofd.config import Config
 from nvmeofd.journal import DirectoryStore, Journal
 from nvmeofd.kernel import uevents as uevents_module
 from nvmeofd.kernel.linux import LinuxKernel
+from nvmeofd.kernel.roots import Roots
 from nvmeofd.operations.engine import Engine
 from tests.bus.harness import MANAGER, REPOSITORY, Client, PrivateBus, client
 
@@ -104,7 +105,8 @@ async def main(mounts: int, uevents: int, buffer: int) -> Report:
     for number in range(100):
         (tree / str(number)).mkdir()
     subprocess.run(["mount", "-n", "--bind", tree, tree], check=True)
-    with PrivateBus() as bus, LinuxKernel() as kernel:
+    # An identity of its own: this machine's is not for a test to make.
+    with PrivateBus() as bus, LinuxKernel(Roots(etc_nvme=str(tree / "98"))) as kernel:
         service = await BusService.connect(bus.address)
         engine = Engine(kernel=kernel, journal=Journal(DirectoryStore(tree / "99")), config=Config(), observer=service)
         await engine.start()

@@ -32,6 +32,9 @@ class SimReads(Calls):
         self.read("host_identity")
         return self.world.host
 
+    async def establish_identity(self) -> HostIdentity:
+        return self.host_identity()
+
     def multipath(self) -> bool:
         self.read("multipath")
         return self.world.multipath

@@ -19,12 +19,15 @@ from nvmeofd.bus.dbusnext import encode_body, valid_text
 from nvmeofd.bus.objects import SubsystemObject
 from nvmeofd.bus.tree import ObjectTree
 from nvmeofd.cache import MountCache
-from nvmeofd.config import Config, ConfigError
+from nvmeofd.config import Config
+from nvmeofd.configfile import ConfigError
 from nvmeofd.errors import InvalidArgument
 from nvmeofd.kernel import fabrics, host, tools, users
+from nvmeofd.kernel.identity import Identity
 from nvmeofd.kernel.interface import Kernel, Mount
 from nvmeofd.kernel.mountinfo import parse_mount
 from nvmeofd.kernel.registry import Registry
+from nvmeofd.kernel.roots import Roots
 from nvmeofd.kernel.sysfs import Sysfs, hex_digits, parse_address
 from nvmeofd.model import (
     Address,
@@ -213,7 +216,7 @@ def test_host_identity(tmp_path: Path, nqn: bytes, uuid: bytes) -> None:
     (tmp_path / "hostnqn").write_bytes(nqn)
     (tmp_path / "hostid").write_bytes(uuid)
     with suppress(ValueError):
-        identity = host.identity(str(tmp_path))
+        identity = Identity(Roots(etc_nvme=str(tmp_path))).current()
         assert parse_nqn(identity.nqn) == identity.nqn
         assert parse_host_id(identity.id) == identity.id
 

@@ -14,7 +14,6 @@ from .test_events import wait_step
 
 NQN = "nqn.2024-01.org.example:restart"
 EXT4, OTHER_EXT4, BLANK = 1, 2, 3
-CONFIG = "/etc/nvmeofd/nvmeofd.conf.d/test.conf"
 DROP_IN = "/run/systemd/system/nvmeofd.service.d/test.conf"
 
 
@@ -178,31 +177,6 @@ class TestStop:
 
 
 class TestService:
-    def test_reload(self, daemon: Daemon) -> None:
-        guest = daemon.guest
-        pid = guest.call(facts.daemon)["pid"]
-        guest.write(CONFIG, b"[Operation]\nTimeoutSec=3\n")
-        guest.call(service.systemctl, "reload")
-        for text in (b"[Operation]\nTimeoutSec=3\n", b"[Operation]\nTimeoutSec=soon\n"):
-            guest.write(CONFIG, text)
-            guest.call(service.systemctl, "reload")
-            with refused("NamespaceNotFound"):
-                daemon.finish(daemon.start_stage(NQN, "nsid.77", "/srv/reload", ONE), timeout=20.0)
-        guest.run(["rm", CONFIG])
-        guest.call(service.systemctl, "reload")
-        daemon.stage(NQN, EXT4, "/srv/reload", ONE)
-        assert daemon.unstage("/srv/reload") is True
-        assert guest.call(facts.daemon)["pid"] == pid
-
-    def test_configuration_that_is_wrong_at_start(self, daemon: Daemon) -> None:
-        guest = daemon.guest
-        guest.write(CONFIG, b"[Operation]\nTimeoutSec=soon\n")
-        assert guest.run(["systemctl", "restart", service.UNIT], check=False).rc != 0
-        guest.run(["rm", CONFIG])
-        guest.run(["systemctl", "reset-failed", service.UNIT])
-        guest.call(service.systemctl, "start")
-        assert daemon.objects("job") == []
-
     def test_status_counts(self, daemon: Daemon) -> None:
         guest = daemon.guest
         daemon.stage(NQN, EXT4, "/srv/one", ONE)

@@ -120,17 +120,6 @@ def test_content(tags: dict[str, str], content: Content) -> None:
 # ---- host
 
 
-def test_host_identity(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        host.identity(str(tmp_path))
-    (tmp_path / "hostnqn").write_text(f"{HOST.nqn}\n")
-    (tmp_path / "hostid").write_text(f"{HOST.id.upper()}\n")
-    assert host.identity(str(tmp_path)) == HOST
-    (tmp_path / "hostid").write_text("x\n")
-    with pytest.raises(ValueError, match="not a UUID"):
-        host.identity(str(tmp_path))
-
-
 def test_swaps(tmp_path: Path) -> None:
     (tmp_path / "swaps").write_bytes(
         b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"

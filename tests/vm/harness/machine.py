@@ -21,6 +21,8 @@ from .image import Image
 MEMORY_MIB = 2048
 CONTROL_SECONDS = 120.0  # a snapshot writes or reads the guest's memory
 
+# Of the machine, in its firmware (DMI).
+MACHINE_UUID = "b3a1c7de-52f4-4e0b-9c86-7d20f1a94e35"
 # panic=-1 with -no-reboot turns a kernel crash into the end of QEMU, which a test reports at once instead of hanging.
 KERNEL_ARGUMENTS = (
     "root=/dev/vda rw console=ttyS0 panic=-1 oops=panic quiet loglevel=4 nokaslr mitigations=off audit=0 "
@@ -32,7 +34,7 @@ def qemu_arguments(image: Image, accel: str) -> list[str]:
     """The machine itself. A snapshot loads only into the very same one, so this is part of a snapshot's key."""
     return [
         "-accel", accel, "-machine", "q35", "-cpu", cpu_model(accel), "-smp", "2", "-m", str(MEMORY_MIB),
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-uuid", MACHINE_UUID, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL_ARGUMENTS,
         "-device", "virtio-rng-pci", "-device", "virtio-serial-pci,id=channels",
         "-device", "virtserialport,bus=channels.0,chardev=agent,name=agent",
