@@ -8,6 +8,7 @@ default. Anything unknown or malformed is refused: a misspelt key that does noth
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -58,6 +59,13 @@ def _log_level(text: str) -> int:
     return _LOG_LEVELS[text]
 
 
+def _metrics_file(text: str) -> str:
+    # The ending keeps a slip from replacing something else, and node_exporter reads no other files.
+    if not (text.startswith("/") and text.endswith(".prom") and text.isprintable() and os.path.normpath(text) == text):
+        raise ValueError
+    return text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectConfig:
     """Section [Connect]: what connections get when a request does not say. None: the kernel's default."""
@@ -87,6 +95,10 @@ class Config:
     # a level of Python's logging
     log_level: int = field(
         default=logging.INFO, metadata=_key("LogLevel", _log_level, "one of " + ", ".join(_LOG_LEVELS))
+    )
+    # where the metrics are written, in Prometheus' text format; None: nowhere
+    metrics_file: str | None = field(
+        default=None, metadata=_key("MetricsFile", _metrics_file, "an absolute path that ends in .prom")
     )
     # [Operation]
     # seconds that a job may take, queueing included, when the request does not say
@@ -132,7 +144,7 @@ def _keys(cls: type[Any], *names: str) -> dict[str, tuple[str, Key]]:
 
 # section → key → (attribute, what it accepts)
 SECTIONS = {
-    "Daemon": _keys(Config, "LogLevel"),
+    "Daemon": _keys(Config, "LogLevel", "MetricsFile"),
     "Operation": _keys(Config, "TimeoutSec", "QueueLimit", "TotalLimit", "DisconnectDelaySec"),
     "Connect": _keys(ConnectConfig),
 }

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from nvmeofd.config import Config
 from nvmeofd.errors import NvmeofdError
 from nvmeofd.journal import Journal, Phase
-from nvmeofd.model import VolumeState
+from nvmeofd.model import OperationKind, VolumeState
 from nvmeofd.operations.engine import Engine
 from nvmeofd.operations.volumes import Volume
 from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
@@ -114,6 +114,7 @@ class Recorder:
         self.volumes: dict[str, Volume] = {}
         self.jobs: dict[int, Job] = {}
         self.finished: list[tuple[Job, NvmeofdError | None]] = []
+        self.refusals: list[tuple[OperationKind, NvmeofdError]] = []
         self.steps: list[str] = []
         self.wrong: list[str] = []
 
@@ -150,6 +151,9 @@ class Recorder:
         self.jobs.pop(job.number, None)
         self.finished.append((job, error))
         self.judge.finished(job, error)
+
+    def refused(self, operation: OperationKind, error: NvmeofdError) -> None:
+        self.refusals.append((operation, error))
 
 
 class Host:
