@@ -153,12 +153,12 @@ class Operations:
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[OperationKind, Outcome]] = Counter()
         self.errors: Counter[tuple[OperationKind, str]] = Counter()
-        self.durations = dict.fromkeys(OPERATIONS, Histogram())
+        self.durations: dict[OperationKind, Histogram] = {}
 
     def finished(self, operation: OperationKind, error: NvmeofdError | None, seconds: float) -> None:
         """A job has ended, so many seconds after it was accepted."""
         self._count(operation, error)
-        self.durations[operation] = self.durations[operation].plus(seconds)
+        self.durations[operation] = self.durations.get(operation, Histogram()).plus(seconds)
 
     def refused(self, operation: OperationKind, error: NvmeofdError) -> None:
         """A request did not become a job."""
@@ -237,8 +237,8 @@ def _families(
     shown = {nqn: valid(nqn) for nqn in known[:MAX_SUBSYSTEMS]}
     yield OMITTED, _one(len(known) - len(shown))
     if subsystems is not None:
-        states = {(shown[nqn], s): paths.get(nqn, Counter())[s] for nqn in shown for s in PATH_STATES}
-        yield PATHS, _each(PATHS, states)
+        none: Counter[str] = Counter()
+        yield PATHS, _each(PATHS, {(shown[nqn], s): paths.get(nqn, none)[s] for nqn in shown for s in PATH_STATES})
     yield WAITING, _each(WAITING, {(name,): snapshot.waiting.get(nqn, 0) for nqn, name in shown.items()})
 
 
