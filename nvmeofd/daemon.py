@@ -45,7 +45,7 @@ STOP_SECONDS = 75.0
 SHUTDOWN_LOSS_SECONDS = 5
 
 
-class _Observer:
+class DaemonObserver:
     """Passes news on to the bus, counts them, and has status line and metrics brought up to date."""
 
     def __init__(self, bus: BusService, operations: Operations, update: Callable[[], None]) -> None:
@@ -122,7 +122,7 @@ class Daemon:
                     kernel=kernel,
                     journal=Journal(DirectoryStore(JOURNAL_DIRECTORY)),
                     config=self._config,
-                    observer=_Observer(bus, self._operations, partial(self._news, bus)),
+                    observer=DaemonObserver(bus, self._operations, partial(self._news, bus)),
                 )
                 await self._engine.start()
                 bus.export(self._engine)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvmeofd import journald
@@ -46,6 +46,7 @@ def decode(entry: bytes) -> list[tuple[str, bytes]]:
 
 
 class TestEncoding:
+    @settings(deadline=None)
     @given(st.lists(st.tuples(NAMES, ANYTHING)))
     def test_comes_out_as_it_went_in(self, fields: list[tuple[str, str]]) -> None:
         wanted = [(name, value.encode("utf-8", "backslashreplace")) for name, value in fields]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nvmeofd
@@ -167,6 +167,7 @@ def test_bounded() -> None:
     assert found.value("nvmeofd_subsystems_omitted") == MAX_SUBSYSTEMS + 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet=st.characters(), max_size=60), unique=True, max_size=5))
 def test_any_name(names: list[str]) -> None:
     """Line ends, quotes, backslashes, bytes that are no UTF-8: it comes back, or as near as UTF-8 gets."""
@@ -182,6 +183,7 @@ def test_names_that_look_alike_are_one() -> None:
     assert found.labels("nvmeofd_subsystem_paths", "nqn") == {"a\\udc80"}
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(min_value=0, max_value=1e6)))
 def test_durations(observations: list[float]) -> None:
     counted = Operations()
