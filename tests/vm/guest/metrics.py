@@ -29,10 +29,8 @@ def cursor() -> str:
 def warnings(since: str) -> int:
     """How many warnings about the file came after a place in the journal."""
     command(["journalctl", "--sync"])
-    shown = command(
-        ["journalctl", "--unit", UNIT, "--after-cursor", since, "--output", "cat", "--output-fields", "CODE_FILE"]
-        + ["--quiet", "PRIORITY=4"]
-    )
+    fields = ["--output", "cat", "--output-fields", "CODE_FILE"]
+    shown = command(["journalctl", "--quiet", "--unit", UNIT, "--after-cursor", since, *fields, "PRIORITY=4"])
     return sum(line.endswith("/exporter.py") for line in shown.splitlines())
 
 
