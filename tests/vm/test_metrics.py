@@ -31,9 +31,11 @@ def daemon(guest: Guest) -> Daemon:
 
 @pytest.fixture(autouse=True)
 def configured(daemon: Daemon) -> Iterator[None]:
+    """Another daemon for each test: all counters begin at 0."""
     guest = daemon.guest
     guest.run(["mkdir", "--parents", DIRECTORY])
-    configure(guest, FILE)
+    guest.write(CONFIG, content(FILE))
+    guest.call(service.systemctl, "restart")
     yield
     guest.run(["rm", "-f", CONFIG])
     guest.call(service.systemctl, "reload")
@@ -41,8 +43,12 @@ def configured(daemon: Daemon) -> Iterator[None]:
     guest.run(["rm", "-r", DIRECTORY])
 
 
+def content(path: str) -> bytes:
+    return f"[Daemon]\nMetricsFile={path}\n".encode()
+
+
 def configure(guest: Guest, path: str) -> None:
-    guest.write(CONFIG, f"[Daemon]\nMetricsFile={path}\n".encode())
+    guest.write(CONFIG, content(path))
     guest.call(service.systemctl, "reload")
 
 
