@@ -122,3 +122,21 @@ def test_no_descriptor_is_left_open(path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         file.replace(b"two\n")
     assert descriptors() == before
+
+
+def test_link_planted_at_the_last_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the removal of what is in the way and the creation of the new file."""
+    victim = path.parent / "victim"
+    victim.write_text("precious")
+    unlink = os.unlink
+
+    def plant(name: str, *, dir_fd: int) -> None:
+        try:
+            unlink(name, dir_fd=dir_fd)
+        finally:
+            os.symlink(victim, name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", plant)
+    with pytest.raises(FileExistsError):
+        TextFile(str(path)).replace(b"new\n")
+    assert victim.read_text() == "precious"
