@@ -10,6 +10,7 @@ A new key goes into the template etc/nvmeofd.conf and the manual man/nvmeofd.con
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -62,6 +63,13 @@ def _log_level_name(level: int) -> str:
     return next(name for name, value in _LOG_LEVELS.items() if value == level)
 
 
+def _metrics_file(text: str) -> str:
+    # The ending keeps a slip from replacing something else, and node_exporter reads no other files.
+    if not (text.startswith("/") and text.endswith(".prom") and text.isprintable() and os.path.normpath(text) == text):
+        raise ValueError
+    return text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectConfig:
     """Section [Connect]: what connections get when a request does not say. None: the kernel's default."""
@@ -91,6 +99,10 @@ class Config:
     # a level of Python's logging
     log_level: int = field(
         default=logging.INFO, metadata=_key("LogLevel", _log_level, "one of " + ", ".join(_LOG_LEVELS), _log_level_name)
+    )
+    # where the metrics are written, in Prometheus' text format; None: nowhere
+    metrics_file: str | None = field(
+        default=None, metadata=_key("MetricsFile", _metrics_file, "an absolute path that ends in .prom")
     )
     # [Operation]
     # seconds that a job may take, queueing included, when the request does not say
@@ -164,7 +176,7 @@ def _keys(cls: type[Any], *names: str) -> dict[str, tuple[str, Key]]:
 
 # section → key → (attribute, what it accepts)
 SECTIONS = {
-    "Daemon": _keys(Config, "LogLevel"),
+    "Daemon": _keys(Config, "LogLevel", "MetricsFile"),
     "Operation": _keys(Config, "TimeoutSec", "QueueLimit", "TotalLimit", "DisconnectDelaySec"),
     "Connect": _keys(ConnectConfig),
 }

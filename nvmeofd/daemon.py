@@ -20,21 +20,26 @@ from nvmeofd.bus.messages import BusLost
 from nvmeofd.bus.service import BusService, NameTaken
 from nvmeofd.config import Config, effective
 from nvmeofd.configfile import ConfigError
+from nvmeofd.exporter import EngineSource, Exporter
 from nvmeofd.journal import DirectoryStore, Journal
 from nvmeofd.kernel.commands import StandIn
 from nvmeofd.kernel.interface import CommandError
 from nvmeofd.kernel.linux import LinuxKernel
 from nvmeofd.log import log
+from nvmeofd.metrics import Operations
 from nvmeofd.notify import ServiceManager
 from nvmeofd.operations.engine import Engine
 
 if TYPE_CHECKING:
     from nvmeofd.errors import NvmeofdError
+    from nvmeofd.model import OperationKind
     from nvmeofd.operations.volumes import Volume
     from nvmeofd.workers import Job
 
 JOURNAL_DIRECTORY = Path("/run/nvmeofd")
 STATUS_DELAY = 0.2  # seconds
+TICK = 15.0  # seconds; where there is a watchdog, as often as that wants to be told
+REMOVE_SECONDS = 2.0  # that a stop waits for the file of metrics to be removed
 # How long a stop waits for running jobs: less than TimeoutStopSec= of the unit, which ends in SIGKILL.
 STOP_SECONDS = 75.0
 # sysexits.h; the unit does not start again after it, as nothing would be different.
@@ -43,11 +48,12 @@ EX_CONFIG = 78
 SHUTDOWN_LOSS_SECONDS = 5
 
 
-class _StatusObserver:
-    """Passes news on to the bus and keeps the status line of the service manager current."""
+class DaemonObserver:
+    """Passes news on to the bus, counts them, and has status line and metrics brought up to date."""
 
-    def __init__(self, bus: BusService, update: Callable[[], None]) -> None:
+    def __init__(self, bus: BusService, operations: Operations, update: Callable[[], None]) -> None:
         self._bus = bus
+        self._operations = operations
         self._update = update
 
     def volume_added(self, volume: Volume) -> None:
@@ -56,6 +62,7 @@ class _StatusObserver:
 
     def volume_changed(self, volume: Volume) -> None:
         self._bus.volume_changed(volume)
+        self._update()
 
     def volume_removed(self, staging_path: str) -> None:
         self._bus.volume_removed(staging_path)
@@ -74,6 +81,11 @@ class _StatusObserver:
 
     def job_finished(self, job: Job, error: NvmeofdError | None) -> None:
         self._bus.job_finished(job, error)
+        self._operations.finished(job.operation, error, asyncio.get_running_loop().time() - job.accepted)
+        self._update()
+
+    def refused(self, operation: OperationKind, error: NvmeofdError) -> None:
+        self._operations.refused(operation, error)
         self._update()
 
 
@@ -87,6 +99,8 @@ class Daemon:
         self._engine: Engine | None = None
         self._stop = asyncio.Event()
         self._status_timer: asyncio.TimerHandle | None = None
+        self._operations = Operations()
+        self._exporter: Exporter | None = None
         self._kernel: LinuxKernel | None = None
         self._giving_up: asyncio.Future[None] | None = None
         self._complaint = ""  # why the files are not what is in force, for the status line
@@ -113,7 +127,7 @@ class Daemon:
                     kernel=kernel,
                     journal=Journal(DirectoryStore(JOURNAL_DIRECTORY)),
                     config=self._config,
-                    observer=_StatusObserver(bus, partial(self._status_changed, bus)),
+                    observer=DaemonObserver(bus, self._operations, partial(self._news, bus)),
                 )
                 await self._engine.start()
                 bus.export(self._engine)
@@ -121,15 +135,19 @@ class Daemon:
                 self._manager.ready()
                 self._update_status(bus)
                 log.info("nvmeofd %s is ready", __version__)
-                loop.add_signal_handler(signal.SIGHUP, self._reload, bus, self._engine)
+                source = EngineSource(self._engine, self._operations)
+                self._exporter = Exporter(source)
+                self._exporter.use(self._config.metrics_file)
+                reload = partial(self._reload, bus, self._engine, source, self._exporter)
+                loop.add_signal_handler(signal.SIGHUP, reload)
                 if reload_wanted.is_set():
-                    self._reload(bus, self._engine)
-                return await self._serve(bus, self._engine)
+                    reload()
+                return await self._serve(bus, self._engine, self._exporter)
         finally:
             await bus.close()
 
-    async def _serve(self, bus: BusService, engine: Engine) -> int:
-        watchdog = asyncio.create_task(self._feed_watchdog())
+    async def _serve(self, bus: BusService, engine: Engine, exporter: Exporter) -> int:
+        watchdog = asyncio.create_task(self._tick(exporter))
         stopped = asyncio.create_task(self._stop.wait())
         waiting: list[asyncio.Future[Any]] = [stopped, bus.lost]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -144,14 +162,16 @@ class Daemon:
         stopped.cancel()
         giving_up = [self._giving_up] if self._giving_up is not None else []
         await asyncio.gather(watchdog, stopped, *giving_up, return_exceptions=True)
+        removed = await exporter.close(REMOVE_SECONDS)
         status = 1 if bus.lost.done() else 0
-        if held:
-            # Nothing ends a thread that the kernel holds, and waiting for it would hold up a shutdown. What it was
-            # doing is in the journal for the next start.
-            for job in held:
-                log.error("%s: still held by the kernel in step %s, leaving it behind", job, job.step)
+        for job in held:
+            # What it was doing is in the journal for the next start.
+            log.error("%s: still held by the kernel in step %s, leaving it behind", job, job.step)
+        if not held:
+            await engine.close()
+        if held or not removed:
+            # Nothing ends a thread that the kernel holds, and waiting for it would hold up a shutdown.
             self._leave(status)
-        await engine.close()
         return status
 
     def _leave(self, status: int) -> NoReturn:
@@ -180,21 +200,27 @@ class Daemon:
                 self._kernel.limit_loss(controller, SHUTDOWN_LOSS_SECONDS)
                 if not controller.live:
                     log.warning(
-                        "the host shuts down: giving up %s soon, which is %s", controller.name, controller.state
+                        "the host shuts down: giving up %s soon, which is %s",
+                        controller.name,
+                        controller.state,
+                        extra=logging.about(nqn=controller.nqn),
                     )
         except (OSError, CommandError) as error:
             log.warning("cannot have dead paths given up: %s", error)
 
-    async def _feed_watchdog(self) -> None:
-        """Signs of life come from the loop itself: a loop that hangs is restarted."""
-        interval = self._manager.watchdog_interval
-        if interval is None:
-            return
-        while True:
-            self._manager.watchdog()
-            await asyncio.sleep(interval)
+    async def _tick(self, exporter: Exporter) -> None:
+        """The one thing that wakes an idle daemon.
 
-    def _reload(self, bus: BusService, engine: Engine) -> None:
+        Signs of life come from the loop itself: a loop that hangs is restarted.
+        """
+        interval = self._manager.watchdog_interval
+        while True:
+            if interval is not None:
+                self._manager.watchdog()
+            exporter.tick()
+            await asyncio.sleep(interval or TICK)
+
+    def _reload(self, bus: BusService, engine: Engine, source: EngineSource, exporter: Exporter) -> None:
         self._manager.reloading()
         try:
             self._config = self._load()
@@ -203,16 +229,22 @@ class Daemon:
                 log.error("%s", problem)
             log.error("the configuration stays as it was")
             self._complaint = f"; the configuration stays as it was: {error}"
+            source.config_valid = False
+            exporter.changed()
         else:
+            source.config_valid = True
             log.setLevel(self._config.log_level)
             engine.reconfigure(self._config)
+            exporter.use(self._config.metrics_file)
             self._complaint = ""
             log.info("the configuration is loaded again")
         self._update_status(bus)
         self._manager.ready()
 
-    def _status_changed(self, bus: BusService) -> None:
-        """News come in bursts."""
+    def _news(self, bus: BusService) -> None:
+        """They come in bursts."""
+        if self._exporter is not None:
+            self._exporter.changed()
         if self._status_timer is None and not self._stop.is_set():
             self._status_timer = asyncio.get_running_loop().call_later(STATUS_DELAY, self._update_status, bus)
 

@@ -11,6 +11,11 @@ PREFIX = "org.nvmeofd1.Error."
 class NvmeofdError(Exception):
     """Base of all errors that are reported to a caller. The message is for people and says what to do next."""
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a log record about the error has, see :mod:`nvmeofd.log`."""
+        return {"ERROR": dbus_name(self)}
+
 
 class InvalidArgument(NvmeofdError):
     """A malformed NQN, namespace, address, path or option. The message names it."""

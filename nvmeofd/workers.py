@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvmeofd.errors import Busy, Cancelled, Failed, NvmeofdError, ShuttingDown, Timeout
 from nvmeofd.kernel.threads import outlast
-from nvmeofd.log import log, quoted
+from nvmeofd.log import about, bound, log, quoted
 from nvmeofd.model import OperationKind, Step
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Job:
         self.leftovers: list[str] = []  # undos that failed, for the message of the error
         reserve = min(ROLLBACK_RESERVE, timeout / 4)
         self.timeout = timeout
-        self.deadline = loop.time() + timeout
+        self.accepted = loop.time()
+        self.deadline = self.accepted + timeout
         self.soft_deadline = self.deadline - reserve
         self.result: asyncio.Future[Any] = loop.create_future()
         # nobody may be left to ask for it (the client went away)
@@ -85,6 +86,22 @@ class Job:
     def __str__(self) -> str:
         where = f" {quoted(self.staging_path)}" if self.staging_path else ""
         return f"job {self.number} {self.operation} {quoted(self.nqn)}{where}"
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What a log record about the job has, see :mod:`nvmeofd.log`."""
+        return {
+            "JOB": str(self.number),
+            "OPERATION": self.operation,
+            "NQN": self.nqn,
+            "STAGING_PATH": self.staging_path,
+            "STEP": self.step,
+        }
+
+    @property
+    def failed_step(self) -> Step:
+        """The step in which a job failed that failed: not the one in which that was undone."""
+        return self._failed_step or self.step
 
     @property
     def started(self) -> bool:
@@ -173,7 +190,7 @@ class Job:
             self.result.set_exception(expired)
             return expired
         self.started_at = now_us()
-        self._task = asyncio.ensure_future(self._work(self))
+        self._task = asyncio.ensure_future(self._bound_work())
         error: NvmeofdError | None = None
         value: Any = None
         try:
@@ -190,11 +207,13 @@ class Job:
         except NvmeofdError as exception:
             error = exception
         except OSError as exception:
-            log.error("%s: step %s: %s", self, self._failed_step or self.step, exception)
-            error = Failed(f"step {self._failed_step or self.step}: {exception}")
+            step = self.failed_step
+            log.error("%s: step %s: %s", self, step, exception, extra=about(step=step))
+            error = Failed(f"step {step}: {exception}")
         except Exception:  # noqa: BLE001 - the caller gets an answer and the queue goes on, whatever is wrong
-            log.exception("%s: unexpected error in step %s", self, self._failed_step or self.step)
-            error = Failed(f"internal error in step {self._failed_step or self.step}, see the log of the daemon")
+            step = self.failed_step
+            log.exception("%s: unexpected error in step %s", self, step, extra=about(step=step))
+            error = Failed(f"internal error in step {step}, see the log of the daemon")
         finally:
             self._disarm()
         if error is not None and self.leftovers:
@@ -208,6 +227,10 @@ class Job:
             # the caller was told Timeout, then the kernel came back and the work succeeded after all
             log.warning("%s: succeeded after its caller was told: %s", self, late)
         return error
+
+    async def _bound_work(self) -> Any:
+        with bound(self):
+            return await self._work(self)
 
     def _soft_timeout(self) -> None:
         if self.started:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 from nvmeofd import __version__
@@ -12,7 +12,8 @@ from nvmeofd.bus.core import Core, Job
 from nvmeofd.bus.introspection import INTERFACES, Interface
 from nvmeofd.bus.messages import UNKNOWN_OBJECT, DBusError
 from nvmeofd.bus.paths import ROOT, job_path, subsystem_path, volume_path
-from nvmeofd.model import HostIdentity, Subsystem
+from nvmeofd.errors import NvmeofdError
+from nvmeofd.model import HostIdentity, OperationKind, Subsystem
 from nvmeofd.operations.volumes import Volume
 from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
 
@@ -54,17 +55,29 @@ class ManagerObject(Exported):
     async def Stage(
         self, nqn: str, namespace: str, addresses: list[str], staging_path: str, options: Options
     ) -> tuple[str, str]:
-        request = parse_stage(nqn, namespace, addresses, staging_path, options)
+        with self._refusals(OperationKind.STAGE):
+            request = parse_stage(nqn, namespace, addresses, staging_path, options)
         volume = await self._core.stage(request, sender=current_caller.get().uid)
         return volume_path(volume.staging_path), volume.device
 
     async def Unstage(self, staging_path: str, options: Options) -> tuple[bool]:
-        request = parse_unstage(staging_path, options)
+        with self._refusals(OperationKind.UNSTAGE):
+            request = parse_unstage(staging_path, options)
         return (await self._core.unstage(request, sender=current_caller.get().uid),)
 
     async def Disconnect(self, nqn: str, options: Options) -> tuple[list[str]]:
-        request = parse_disconnect(nqn, options)
+        with self._refusals(OperationKind.DISCONNECT):
+            request = parse_disconnect(nqn, options)
         return (list(await self._core.disconnect(request, sender=current_caller.get().uid)),)
+
+    @contextmanager
+    def _refusals(self, operation: OperationKind) -> Iterator[None]:
+        """A malformed request never gets to the core, which is told of it."""
+        try:
+            yield
+        except NvmeofdError as error:
+            self._core.refused(operation, error)
+            raise
 
     @property
     def Version(self) -> str:

@@ -16,6 +16,7 @@ from nvmeofd.bus.paths import SERVICE_NAME, job_path, volume_path
 from nvmeofd.bus.tree import ObjectTree
 from nvmeofd.errors import NvmeofdError, dbus_name
 from nvmeofd.log import log, quoted
+from nvmeofd.model import OperationKind
 from nvmeofd.operations.volumes import Volume
 
 # News about subsystems come in bursts: they are looked at together, this many seconds after the first.
@@ -183,3 +184,6 @@ class BusService:
         interface = obj.interface
         self._tree.signal(path, interface.name, "Completed", interface.signals["Completed"], error is None, name, text)
         self._tree.remove(path)
+
+    def refused(self, operation: OperationKind, error: NvmeofdError) -> None:
+        """Its caller is told, and there is no object for it."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nvmeofd.cache import MountCache
 from nvmeofd.errors import AlreadyStaged, Busy, NvmeofdError, ShuttingDown
 from nvmeofd.kernel.interface import Event, EventKind
-from nvmeofd.log import log
+from nvmeofd.log import about, log
 from nvmeofd.model import Controller, HostIdentity, OperationKind, Subsystem, User, UserKind, VolumeState
 from nvmeofd.operations.core import Core
 from nvmeofd.operations.disconnect import disconnect
@@ -124,13 +124,20 @@ class Engine:
 
     async def stage(self, request: StageRequest, *, sender: int = 0) -> Volume:
         """Stage a volume. Raises NvmeofdError."""
+        with self._refusals(OperationKind.STAGE):
+            job = self._admit_stage(request, sender)
+        # shielded, as below: a client that goes away does not cancel its job
+        volume: Volume = await asyncio.shield(job.result)
+        return volume
+
+    def _admit_stage(self, request: StageRequest, sender: int) -> Job:
+        """The job for this request: a new one, or the one that is at it already."""
         self._refuse_when_closing()
         path = request.staging_path
         before = self._last_job(path)
         if before is not None and before.operation is OperationKind.STAGE and not before.result.done():
             if _same_request(before.request, request):
-                volume: Volume = await asyncio.shield(before.result)
-                return volume
+                return before
             raise AlreadyStaged(f"{path} is being staged with another request ({before})")
         if before is not None and before.nqn != request.nqn:
             raise Busy(f"{path} is still being unstaged from {before.nqn}")
@@ -144,7 +151,7 @@ class Engine:
             elsewhere = other.staging_path != path
             if elsewhere and not other.result.done() and _same_namespace(other.request, request):
                 raise AlreadyStaged(f"{request.namespace} of {request.nqn} is being staged at {other.staging_path}")
-        result: Volume = await self._run(
+        return self._admit(
             OperationKind.STAGE,
             request.nqn,
             lambda job: stage(self._core, job, request),
@@ -152,10 +159,16 @@ class Engine:
             path=path,
             sender=sender,
         )
-        return result
 
     async def unstage(self, request: UnstageRequest, *, sender: int = 0) -> bool:
         """Unstage a volume; returns whether its subsystem is no longer connected. Raises NvmeofdError."""
+        with self._refusals(OperationKind.UNSTAGE):
+            job = self._admit_unstage(request, sender)
+        done: bool = await asyncio.shield(job.result) if job is not None else False
+        return done
+
+    def _admit_unstage(self, request: UnstageRequest, sender: int) -> Job | None:
+        """None: there is nothing to be done."""
         self._refuse_when_closing()
         path = request.staging_path
         before, record = self._last_job(path), self._core.journal.volumes.get(path)
@@ -163,8 +176,7 @@ class Engine:
             for running in self._jobs_at(path):
                 force_running(running)
         if before is not None and not before.result.done() and _same_request(before.request, request):
-            done: bool = await asyncio.shield(before.result)
-            return done
+            return before
         if before is not None:
             nqn = before.nqn
         elif record is not None:
@@ -172,8 +184,8 @@ class Engine:
         else:
             self._core.cache.refresh()
             not_staged_here(self._core, path)
-            return False
-        result: bool = await self._run(
+            return None
+        return self._admit(
             OperationKind.UNSTAGE,
             nqn,
             lambda job: unstage(self._core, job, request),
@@ -181,23 +193,38 @@ class Engine:
             path=path,
             sender=sender,
         )
-        return result
 
     async def disconnect(self, request: DisconnectRequest, *, sender: int = 0) -> tuple[str, ...]:
         """Disconnect a subsystem that nothing uses; returns the controllers deleted. Raises NvmeofdError."""
+        with self._refusals(OperationKind.DISCONNECT):
+            job = self._admit_disconnect(request, sender)
+        names: tuple[str, ...] = await asyncio.shield(job.result)
+        return names
+
+    def _admit_disconnect(self, request: DisconnectRequest, sender: int) -> Job:
         self._refuse_when_closing()
         for other in self._core.workers.of(request.nqn)[-1:]:
             if not other.result.done() and _same_request(other.request, request):
-                same: tuple[str, ...] = await asyncio.shield(other.result)
-                return same
-        result: tuple[str, ...] = await self._run(
+                return other
+        return self._admit(
             OperationKind.DISCONNECT,
             request.nqn,
             lambda job: disconnect(self._core, job, request.nqn),
             request=request,
             sender=sender,
         )
-        return result
+
+    def refused(self, operation: OperationKind, error: NvmeofdError) -> None:
+        """A request was refused before there was a job: here, or because it is malformed."""
+        self._core.observer.refused(operation, error)
+
+    @contextmanager
+    def _refusals(self, operation: OperationKind) -> Iterator[None]:
+        try:
+            yield
+        except NvmeofdError as error:
+            self.refused(operation, error)
+            raise
 
     # ---- questions
 
@@ -211,9 +238,10 @@ class Engine:
         if not self._core.workers.idle(nqn) or self._closing:
             return (*await all_users(self._core, subsystem, claim=False, settle=True), *users)
         # on the queue, so that the claim does not get in the way of a mount of ours
-        found: tuple[User, ...] = await self._run(
+        job = self._admit(
             OperationKind.TIDY, nqn, lambda _: all_users(self._core, subsystem, claim=True, settle=True), visible=False
         )
+        found: tuple[User, ...] = await asyncio.shield(job.result)
         return (*found, *users)
 
     @property
@@ -254,6 +282,11 @@ class Engine:
         return {number: job for number, job in self._core.workers.jobs.items() if job.visible}
 
     @property
+    def all_jobs(self) -> Mapping[int, Job]:
+        """The same, and those of the daemon itself."""
+        return self._core.workers.jobs
+
+    @property
     def counters(self) -> Mapping[str, int]:
         """Monotonic counters by name."""
         return {**self._core.counters, "cache-rebuilds": self._core.cache.rebuilds}
@@ -268,7 +301,7 @@ class Engine:
         if self._closing:
             raise ShuttingDown("the daemon is stopping")
 
-    async def _run(
+    def _admit(
         self,
         operation: OperationKind,
         nqn: str,
@@ -278,7 +311,7 @@ class Engine:
         path: str = "",
         sender: int = 0,
         visible: bool = True,
-    ) -> Any:
+    ) -> Job:
         timeout = request.timeout if request is not None and request.timeout else self._core.config.timeout
         job = Job(
             operation, nqn, work, timeout=timeout, staging_path=path, sender=sender, request=request, visible=visible
@@ -286,15 +319,14 @@ class Engine:
         self._core.workers.submit(job)
         if visible:
             log.info("%s: accepted from uid %d", job, sender)
-        # shielded: a client that goes away does not cancel its job
-        return await asyncio.shield(job.result)
+        return job
 
     def _finished(self, job: Job, error: NvmeofdError | None) -> None:
         if job.visible:
             outcome = "succeeded" if error is None else "failed"
             self._core.count(f"{job.operation}-{outcome}")
             if error is not None:
-                log.warning("%s: %s: %s", job, type(error).__name__, error)
+                log.warning("%s: %s: %s", job, type(error).__name__, error, extra=about(step=job.failed_step))
             else:
                 log.info("%s: done", job)
         if job.operation is not OperationKind.TIDY:
@@ -397,7 +429,8 @@ class Engine:
             if state is VolumeState.LOST and not there:
                 mount_id = NO_MOUNT  # the kernel gives the number to another mount
             if state is not volume.state:
-                log.info("volume %s of %s at %s is %s", volume.wwid, volume.nqn, volume.staging_path, state)
+                what = (volume.wwid, volume.nqn, volume.staging_path, state)
+                log.info("volume %s of %s at %s is %s", *what, extra=volume.log_extra)
             if mount_id == NO_MOUNT and (mount := find_mount(cache, subsystem, volume)) is not None:
                 mount_id = mount.mount_id  # mounted again at its path
             namespace = find_namespace(subsystem, volume)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from nvmeofd.errors import NvmeofdError
+    from nvmeofd.model import OperationKind
     from nvmeofd.operations.volumes import Volume
     from nvmeofd.workers import Job
 
@@ -28,3 +29,6 @@ class Observer(Protocol):
         """The job took another step."""
 
     def job_finished(self, job: Job, error: NvmeofdError | None) -> None: ...
+
+    def refused(self, operation: OperationKind, error: NvmeofdError) -> None:
+        """A request was refused, and there is no job for it."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nvmeofd.journal import ConnectIntent, Journal, OwnedController, SubsystemRecord
-from nvmeofd.log import log
+from nvmeofd.log import about, log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,7 @@ class Ownership:
             self._journal.put_subsystem(replace(record, leaving=()))
         except OSError as error:
             # what is gone is forgotten with the next look at the host
-            log.warning("cannot write down that a Disconnect of %s is over: %s", nqn, error)
+            log.warning("cannot write down that a Disconnect of %s is over: %s", nqn, error, extra=about(nqn=nqn))
 
     def intend(self, nqn: str, address: Address, host_nqn: str, known: Iterable[Controller]) -> None:
         """Write down that a connection is about to be made."""
@@ -160,7 +160,8 @@ class Ownership:
                 and not self.owns(controller)
                 and self.other_owner(controller) is None
             ):
-                log.info("taking over %s of %s: connected, but not written down then", controller.name, nqn)
+                what = controller.name, nqn
+                log.info("taking over %s of %s: connected, but not written down then", *what, extra=about(nqn=nqn))
                 self.connected(controller)
                 return
         self.not_connected(nqn)

@@ -67,5 +67,6 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
         core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
     state = current_state(core.cache, core.kernel.subsystem(volume.nqn), volume)
     core.add_volume(replace(volume, state=state))
-    log.info("found %s of %s at %s again: %s", volume.wwid, quoted(volume.nqn), quoted(path), state)
+    where = quoted(volume.nqn), quoted(path)
+    log.info("found %s of %s at %s again: %s", volume.wwid, *where, state, extra=volume.log_extra)
     return True

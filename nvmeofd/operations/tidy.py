@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from nvmeofd.errors import NvmeofdError
-from nvmeofd.log import log
+from nvmeofd.log import about, log
 from nvmeofd.model import OperationKind, VolumeState
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.unstage import disconnect_owned, half_done
@@ -103,7 +103,7 @@ class Tidier:
                 try:
                     self._core.ownership.adopt(nqn, self._core.kernel.subsystem(nqn))
                 except OSError as error:
-                    log.warning("cannot tell what came of connecting %s: %s", nqn, error)
+                    log.warning("cannot tell what came of connecting %s: %s", nqn, error, extra=about(nqn=nqn))
                     settled = False
         return settled
 
@@ -116,7 +116,8 @@ class Tidier:
                 try:
                     self._core.journal.drop_format(record.wwid)
                 except OSError as error:
-                    log.warning("cannot remove the note of the mkfs on %s: %s", record.wwid, error)
+                    subject = about(nqn=record.nqn)
+                    log.warning("cannot remove the note of the mkfs on %s: %s", record.wwid, error, extra=subject)
                     return False
         return True
 
@@ -159,7 +160,7 @@ class Tidier:
                 return False
             return not visible_users(self._core, subsystem.namespaces)
         except OSError as error:
-            log.warning("cannot tell whether %s is used: %s", nqn, error)
+            log.warning("cannot tell whether %s is used: %s", nqn, error, extra=about(nqn=nqn))
             return False
 
     def _submit(self, nqn: str) -> None:
@@ -173,4 +174,4 @@ class Tidier:
         try:
             self._core.workers.submit(job)
         except NvmeofdError as error:
-            log.info("not disconnecting %s now: %s", nqn, error)
+            log.info("not disconnecting %s now: %s", nqn, error, extra=about(nqn=nqn))

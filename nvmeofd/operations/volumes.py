@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nvmeofd.log import about
 from nvmeofd.model import Address, DeviceNumber, Namespace, Subsystem, VolumeState, VolumeType
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nvmeofd.cache import MountCache
     from nvmeofd.kernel.interface import Kernel, Mount
 
@@ -37,6 +40,11 @@ class Volume:
     addresses: tuple[Address, ...]  # resolved: the paths that were asked for
     created_path: bool  # the staging path did not exist before and goes away with the volume
     state: VolumeState = VolumeState.STAGED
+
+    @property
+    def log_extra(self) -> dict[str, Mapping[str, str]]:
+        """For ``extra=`` of a log record about the volume."""
+        return about(nqn=self.nqn, staging_path=self.staging_path)
 
     def is_on(self, namespace: Namespace) -> bool:
         """Whether the volume lives on this very incarnation of the namespace."""

@@ -104,6 +104,7 @@ class FakeCore:
         self.states: dict[str, VolumeState] = {}
         self.users: tuple[User, ...] = ()
         self.requests: list[tuple[StageRequest | UnstageRequest | DisconnectRequest, int]] = []
+        self.refusals: list[tuple[OperationKind, str]] = []
         self.work: Callable[[], Awaitable[None]] | None = None
         self.scans = 0
         self.scan_error: OSError | None = None
@@ -137,6 +138,9 @@ class FakeCore:
     async def list_users(self, nqn: str) -> tuple[User, ...]:
         await self._work()
         return self.users
+
+    def refused(self, operation: OperationKind, error: NvmeofdError) -> None:
+        self.refusals.append((operation, type(error).__name__))
 
     def volume_state(self, staging_path: str) -> VolumeState:
         return self.states.get(staging_path, VolumeState.STAGED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from nvmeofd.bus.service import BusService
 from nvmeofd.config import Config
 from nvmeofd.journal import Journal
 from nvmeofd.operations.engine import Engine
+from nvmeofd.operations.observer import Observer
 from tests.bus.harness import MANAGER, Client, PrivateBus, body, client
 from tests.bus.test_objects import JOB, SUBSYSTEM, VOLUME, plain
 from tests.simulation.harness import MemoryStore, StoreOfProcess
@@ -47,13 +48,16 @@ class Running:
 
 
 @asynccontextmanager
-async def running(bus: PrivateBus) -> AsyncIterator[Running]:
+async def running(
+    bus: PrivateBus, observe: Callable[[BusService], Observer] = lambda service: service
+) -> AsyncIterator[Running]:
+    """``observe`` makes of the service what the core tells its news to."""
     world = SimWorld(instant=True)
     world.add_target(NQN, ADDRESSES, *(Disk(uuid=uuid.replace("-", "")) for uuid in UUIDS))
     kernel = SimKernel(world)
     journal = Journal(StoreOfProcess(MemoryStore(), kernel))
     service = await BusService.connect(bus.address)
-    engine = Engine(kernel=kernel, journal=journal, config=Config(), observer=service)
+    engine = Engine(kernel=kernel, journal=journal, config=Config(), observer=observe(service))
     await engine.start()
     try:
         service.export(engine)

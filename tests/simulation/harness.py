@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 from nvmeofd.config import Config
 from nvmeofd.errors import NvmeofdError
 from nvmeofd.journal import Journal, Phase
-from nvmeofd.model import VolumeState
+from nvmeofd.metrics import Operations
+from nvmeofd.model import OperationKind, VolumeState
 from nvmeofd.operations.engine import Engine
 from nvmeofd.operations.volumes import Volume
 from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
@@ -114,6 +115,7 @@ class Recorder:
         self.volumes: dict[str, Volume] = {}
         self.jobs: dict[int, Job] = {}
         self.finished: list[tuple[Job, NvmeofdError | None]] = []
+        self.operations = Operations()
         self.steps: list[str] = []
         self.wrong: list[str] = []
 
@@ -149,7 +151,11 @@ class Recorder:
         self._expect(job.result.done(), f"job {job.number} finished without an answer")
         self.jobs.pop(job.number, None)
         self.finished.append((job, error))
+        self.operations.finished(job.operation, error, asyncio.get_running_loop().time() - job.accepted)
         self.judge.finished(job, error)
+
+    def refused(self, operation: OperationKind, error: NvmeofdError) -> None:
+        self.operations.refused(operation, error)
 
 
 class Host:

@@ -83,7 +83,7 @@ QueueSize=128
 
 def test_every_key_is_in_one_section() -> None:
     assert {section: tuple(keys) for section, keys in SECTIONS.items()} == {
-        "Daemon": ("LogLevel",),
+        "Daemon": ("LogLevel", "MetricsFile"),
         "Operation": ("TimeoutSec", "QueueLimit", "TotalLimit", "DisconnectDelaySec"),
         "Connect": (
             "CtrlLossTimeoutSec",

@@ -38,6 +38,13 @@ def test_service_does_not_filter_sockets_of_the_kernel() -> None:
     assert [key for key in service() if SOCKET_FILTER.fullmatch(key)] == []
 
 
+def test_service_reaches_the_sockets_of_systemd() -> None:
+    """Notifications and the journal's own protocol; standard output stays what journald reads, with the unit known."""
+    (families,) = service()["RestrictAddressFamilies"]
+    assert "AF_UNIX" in families.split()
+    assert not {"StandardError", "StandardOutput"} & set(service())
+
+
 def test_service_is_what_the_bus_activates() -> None:
     activation = (ROOT / "dbus/org.nvmeofd1.service").read_text().splitlines()
     assert f"SystemdService={service()['Alias'][0]}" in activation
