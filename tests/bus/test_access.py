@@ -164,15 +164,9 @@ async def test_the_number_of_remembered_callers_is_bounded(bus: PrivateBus, monk
         assert len(running._callers._lookups) == MAX_KNOWN
 
 
-async def test_errors_of_the_policy_and_ours_are_alike(open_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with service(open_bus, FakeCore()) as running, client(open_bus) as caller:
-        await caller.get(ROOT, MANAGER, "Version")
-
-        async def nobody(_: str) -> int:
-            return 65534
-
-        monkeypatch.setattr(running._callers, "uid", nobody)
+async def test_errors_of_the_policy_and_ours_are_alike(open_bus: PrivateBus) -> None:
+    async with service(open_bus, FakeCore()), client(open_bus, uid=65534) as nobody:
         with pytest.raises(DBusError) as raised:
-            await caller.manager("Disconnect", "sa{sv}", NQN, {})
+            await nobody.manager("Disconnect", "sa{sv}", NQN, {})
         assert raised.value.name == "org.freedesktop.DBus.Error.AccessDenied"
         assert "root" in raised.value.text
