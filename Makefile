@@ -85,7 +85,7 @@ rpm: $(if $(shell command -v dpkg-query),setup) ## build/rpm/RPMS/noarch/nvmeofd
 	@ls build/rpm/RPMS/noarch/*.rpm
 
 # What pip does not install; the packages call this, too.
-install-data: ## service, bus policy and the rest, into DESTDIR
+install-data: ## service, policies and the rest, into DESTDIR
 	$(INSTALL) -d -m 755 $(DESTDIR)$(SYSCONFDIR)/nvmeofd
 	$(INSTALL) -D -m 755 libexec/nvmeofd $(DESTDIR)$(LIBEXECDIR)/nvmeofd
 	$(INSTALL) -D -m 644 systemd/nvmeofd.service $(DESTDIR)$(UNITDIR)/nvmeofd.service
@@ -94,6 +94,7 @@ install-data: ## service, bus policy and the rest, into DESTDIR
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.service $(DESTDIR)$(DATADIR)/dbus-1/system-services/org.nvmeofd1.service
 	$(if $(wildcard dbus/org.nvmeofd1.xml),$(INSTALL) -D -m 644 dbus/org.nvmeofd1.xml \
 		$(DESTDIR)$(DATADIR)/dbus-1/interfaces/org.nvmeofd1.xml)
+	$(INSTALL) -D -m 644 polkit/org.nvmeofd1.policy $(DESTDIR)$(DATADIR)/polkit-1/actions/org.nvmeofd1.policy
 	$(INSTALL) -D -m 644 man/nvmeofd.8 $(DESTDIR)$(DATADIR)/man/man8/nvmeofd.8
 
 clean: ## remove what was built, and .venv

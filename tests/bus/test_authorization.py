@@ -482,7 +482,8 @@ async def test_replies_of_others_are_not_polkits() -> None:
 # Callers that go away
 
 
-async def test_a_caller_that_vanishes_meanwhile(polkit_bus: PrivateBus) -> None:
+async def test_a_caller_that_vanishes_meanwhile(polkit_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polkit, "CHECK_SECONDS", 600)
     async with staged(polkit_bus, lambda _: None) as stage:
         async with client(polkit_bus, uid=NOBODY) as leaving:
             leaving.connection.send(request(ROOT, MANAGER, *STAGE))
