@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import nvmeofd
+from nvmeofd.bus.authorization import Action, needed, reading
+from nvmeofd.requests import parse_disconnect, parse_stage, parse_unstage
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +62,40 @@ def test_bus_policy_lets_only_root_in() -> None:
             ("allow", {"receive_sender": "org.nvmeofd1", "receive_type": "signal"}),
         ],
     }
+
+
+def test_example_of_a_bus_policy_lets_a_group_call_and_nothing_else() -> None:
+    (policy,) = ET.parse(ROOT / "examples/nvmeofd-storage.conf").getroot().findall("policy")
+    assert policy.attrib == {"group": "storage"}
+    assert [(rule.tag, rule.attrib) for rule in policy] == [
+        ("allow", {"send_destination": "org.nvmeofd1", "send_type": "method_call"})
+    ]
+
+
+def test_polkit_wants_an_administrator_for_every_action() -> None:
+    actions = ET.parse(ROOT / "polkit/org.nvmeofd1.policy").getroot().findall("action")
+    defaults = {action.attrib["id"]: {one.tag: one.text for one in action.findall("defaults/*")} for action in actions}
+    kinds = ("allow_any", "allow_inactive", "allow_active")
+    assert defaults == {
+        action: dict.fromkeys(kinds, "auth_admin_keep" if action is Action.READ else "auth_admin") for action in Action
+    }
+
+
+def test_documentation_has_every_detail_that_polkit_gets() -> None:
+    needs = [
+        needed(parse_stage("nqn.2024-01.org.example:one", "nsid.1", ["loop://"], "/srv/one", {})),
+        needed(parse_unstage("/srv/one", {})),
+        needed(parse_disconnect("nqn.2024-01.org.example:one", {})),
+        reading("Introspect"),
+    ]
+    assert {need.action for need in needs} == set(Action)
+    table = (ROOT / "docs/access.md").read_text().partition("| action | details |")[2]
+    for need in needs:
+        name = need.action.removeprefix("org.nvmeofd1.")
+        row = re.search(rf"(?m)^\| `{name}` \| (.*) \|$", table)
+        assert row is not None
+        documented = re.sub(r"\([^)]*\)", "", row[1]).split(",")
+        assert {part.partition(":")[0].strip(" `") for part in documented} == set(need.details)
 
 
 @pytest.mark.parametrize(
