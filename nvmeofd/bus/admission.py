@@ -16,8 +16,9 @@ from nvmeofd.bus.messages import ACCESS_DENIED, LIMITS_EXCEEDED, DBusError, Mess
 from nvmeofd.errors import ShuttingDown
 
 # Calls wait for the bus to say who they are from with at most so many bytes. Each counts as more than its body: it is
-# an object, too.
-MAX_UNIDENTIFIED = 32 * 1024 * 1024
+# an object, too. The system bus lets a user have 256 connections (max_connections_per_user), and the share of each is
+# then still as large as any request that is accepted.
+MAX_UNIDENTIFIED = 64 * 1024 * 1024
 OVERHEAD = 4096
 
 

@@ -70,7 +70,9 @@ class Callers:
 
     def _make_room(self) -> None:
         if len(self._lookups) > MAX_KNOWN:
-            oldest = next((name for name, lookup in self._lookups.items() if lookup.done()), None)
+            # Others than root first, or else their many connections would make the daemon deaf to root's leaving.
+            done = [name for name, lookup in self._lookups.items() if lookup.done()]
+            oldest = next((name for name in done if self.known(name) != 0), next(iter(done), None))
             if oldest is not None:
                 self._forget(oldest)
 

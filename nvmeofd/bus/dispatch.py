@@ -14,14 +14,15 @@ from nvmeofd.bus.admission import Arrivals, Room, no_room
 from nvmeofd.bus.authorization import Action, Authorizer, reading
 from nvmeofd.bus.callers import Caller, Callers, current_caller
 from nvmeofd.bus.connection import Connection
-from nvmeofd.bus.dbusnext import BadMessage, decode_body, encode_body, variant
+from nvmeofd.bus.dbusnext import decode_body, encode_body, variant
 from nvmeofd.bus.introspection import STANDARD, Interface, Method, document, standard_interfaces
-from nvmeofd.bus.messages import DBusError, Flags, Message, MessageType
+from nvmeofd.bus.messages import DBusError, Flags, Message
 from nvmeofd.bus.objects import Exported, ManagerObject, SubsystemObject
 from nvmeofd.bus.paths import ROOT
+from nvmeofd.bus.replies import Replies, Reply
 from nvmeofd.bus.tree import ObjectTree, variants
-from nvmeofd.errors import Failed, NvmeofdError, ShuttingDown, dbus_name
-from nvmeofd.log import log, quoted
+from nvmeofd.errors import ShuttingDown
+from nvmeofd.log import quoted
 
 # Calls that wait for their reply. Those that wait for long work and the others are counted apart, so that a client
 # with a full queue of work can still look at it.
@@ -40,11 +41,6 @@ CLOSE_SECONDS = 1.0
 WAITING = ManagerObject.waiting | SubsystemObject.waiting
 
 _MACHINE_ID = Path("/etc/machine-id")
-
-
-class _Reply(NamedTuple):
-    signature: str = ""
-    body: bytes = b""
 
 
 class _Target(NamedTuple):
@@ -78,19 +74,19 @@ class Dispatcher:
         rescan: Callable[[], None],
     ) -> None:
         self._connection = connection
-        self._send = connection.send
+        self._replies = Replies(connection.send)
         self._tree = tree
         self._authorizer = authorizer
-        self._arrivals = Arrivals(callers, admit=self._admit, refuse=self._fail)
+        self._arrivals = Arrivals(callers, admit=self._admit, refuse=self._replies.fail)
         self._settle = settle
         self._rescan = rescan
-        self._tasks: dict[str, set[asyncio.Task[_Reply | None]]] = {}  # by sender
+        self._tasks: dict[str, set[asyncio.Task[Reply | None]]] = {}  # by sender
         self._rooms = {  # by whether the caller is root, and whether the call waits for long work
             (is_root, waits): Room(MAX_PER_SENDER, MAX_IN_ALL) if is_root else Room(MAX_PER_OTHER_USER, MAX_OF_OTHERS)
             for is_root in (False, True)
             for waits in (False, True)
         }
-        self._gone: set[asyncio.Task[_Reply | None]] = set()
+        self._gone: set[asyncio.Task[Reply | None]] = set()
         self._closing = False
         self._listing = asyncio.Lock()
         self._standard: dict[tuple[str, str], Callable[..., Any]] = {
@@ -104,12 +100,12 @@ class Dispatcher:
     def handle(self, call: Message) -> None:
         """Take a call. Its reply follows, unless the caller wants none."""
         if self._closing:
-            self._fail(call, ShuttingDown("the daemon is stopping"))
+            self._replies.fail(call, ShuttingDown("the daemon is stopping"))
         elif call.interface in ("", messages.PEER) and call.member in STANDARD[messages.PEER].methods:
             try:
-                self._return(call, _peer(call))
+                self._replies.send(call, _peer(call))
             except (DBusError, OSError) as error:
-                self._fail(call, error)
+                self._replies.fail(call, error)
         else:
             self._arrivals.take(call)
 
@@ -118,9 +114,9 @@ class Dispatcher:
         room = self._rooms[is_root, call.member in WAITING]
         key = call.sender if is_root else uid
         if not is_root and (call.oversized or len(call.body) > MAX_BODY_OF_OTHERS):
-            self._fail(call, DBusError(messages.INVALID_ARGS, "the request is too large"))
+            self._replies.fail(call, DBusError(messages.INVALID_ARGS, "the request is too large"))
         elif not room.enter(key):
-            self._fail(call, no_room())
+            self._replies.fail(call, no_room())
         else:
             answer = self._answer(call, Caller(call.sender, uid))
             task = asyncio.create_task(answer, name=f"{call.member} for {call.sender}")
@@ -128,7 +124,7 @@ class Dispatcher:
             # Not in the task: one that is cancelled before its first step runs none of its code.
             task.add_done_callback(partial(self._finished, call, partial(room.leave, key)))
 
-    def _finished(self, call: Message, leave: Callable[[], None], task: asyncio.Task[_Reply | None]) -> None:
+    def _finished(self, call: Message, leave: Callable[[], None], task: asyncio.Task[Reply | None]) -> None:
         leave()
         tasks = self._tasks[call.sender]
         tasks.discard(task)
@@ -138,37 +134,11 @@ class Dispatcher:
             self._gone.discard(task)
             return
         if task.cancelled():
-            self._fail(call, ShuttingDown("the daemon stopped waiting; what was started goes on to its end"))
+            self._replies.fail(call, ShuttingDown("the daemon stopped waiting; what was started goes on to its end"))
         elif (error := task.exception()) is not None:
-            self._fail(call, error)
+            self._replies.fail(call, error)
         elif (reply := task.result()) is not None:
-            self._return(call, reply)
-
-    def _return(self, call: Message, reply: _Reply) -> None:
-        if not call.flags & Flags.NO_REPLY_EXPECTED:
-            self._send(
-                Message(
-                    type=MessageType.METHOD_RETURN,
-                    reply_serial=call.serial,
-                    destination=call.sender,
-                    signature=reply.signature,
-                    body=reply.body,
-                )
-            )
-
-    def _fail(self, call: Message, error: BaseException) -> None:
-        name, text = _described(call, error)
-        if not call.flags & Flags.NO_REPLY_EXPECTED:
-            self._send(
-                Message(
-                    type=MessageType.ERROR,
-                    reply_serial=call.serial,
-                    destination=call.sender,
-                    error_name=name,
-                    signature="s",
-                    body=encode_body("s", [text]),
-                )
-            )
+            self._replies.send(call, reply)
 
     def vanished(self, sender: str) -> None:
         """Stop waiting on behalf of a caller that has left. Its jobs go on."""
@@ -193,7 +163,7 @@ class Dispatcher:
 
     # One call
 
-    async def _answer(self, call: Message, caller: Caller) -> _Reply | None:
+    async def _answer(self, call: Message, caller: Caller) -> Reply | None:
         """The reply, None when it was sent already."""
         current_caller.set(caller)
         if caller.uid != 0:
@@ -207,7 +177,7 @@ class Dispatcher:
             result = await result
         if result is None:
             return None
-        return _Reply(target.method.reply, encode_body(target.method.reply, list(result)))
+        return Reply(target.method.reply, encode_body(target.method.reply, list(result)))
 
     async def _authorize(self, call: Message, caller: Caller) -> None:
         """Return when the call may be made. Until then nothing is done, and nothing said about this host.
@@ -280,7 +250,7 @@ class Dispatcher:
         async with self._listing:
             await self._connection.room()
             self._rescan()
-            self._return(target.call, _Reply(target.method.reply, await self._tree.managed()))
+            self._replies.send(target.call, Reply(target.method.reply, await self._tree.managed()))
 
 
 def _arguments(target: _Target) -> list[Any]:
@@ -305,26 +275,10 @@ def _own_interface(target: _Target, interface: str) -> tuple[Exported, Interface
     raise DBusError(messages.UNKNOWN_INTERFACE, f"{quoted(target.path)} has no interface {quoted(interface)}")
 
 
-def _peer(call: Message) -> _Reply:
+def _peer(call: Message) -> Reply:
     """Answers for every path and every caller, as every program on the bus does."""
     if call.signature:
         raise DBusError(messages.INVALID_ARGS, f"{call.member} takes no arguments")
     if call.member == "Ping":
-        return _Reply()
-    return _Reply("s", encode_body("s", [_MACHINE_ID.read_text(encoding="ascii").strip()]))
-
-
-def _described(call: Message, error: BaseException) -> tuple[str, str]:
-    """Name and text of an error for the caller. What nobody expected is for the log only."""
-    match error:
-        case DBusError():
-            return error.name, error.text
-        case NvmeofdError():
-            return dbus_name(error), str(error)
-        case BadMessage():
-            return messages.INVALID_ARGS, str(error)
-        case OSError():
-            log.error("bus: %s on %s failed: %s", call.member, quoted(call.path), quoted(str(error)))
-        case _:
-            log.error("bus: %s on %s failed", call.member, quoted(call.path), exc_info=error)
-    return dbus_name(Failed()), "internal error; the log of nvmeofd has the details"
+        return Reply()
+    return Reply("s", encode_body("s", [_MACHINE_ID.read_text(encoding="ascii").strip()]))
