@@ -59,7 +59,7 @@ def open_bus(request: pytest.FixtureRequest) -> Iterator[PrivateBus]:
 
 @pytest.fixture(params=_buses())
 def polkit_bus(request: pytest.FixtureRequest) -> Iterator[PrivateBus]:
-    """The same with polkit's policy: anybody of a test can be polkit."""
+    """The same with polkit's policy, where anybody can be polkit, and with the limit of replies of the system bus."""
     opened = (Path(__file__).parent / "open-to-all.conf").read_text()
-    with request.param(extra_policy=opened + POLICY) as private:
+    with request.param(extra_policy=opened + POLICY, max_replies=128) as private:
         yield private
