@@ -81,7 +81,7 @@ release: setup ## build/release/VERSION from the tag of that version: make relea
 	@scripts/release.py $(VERSION)
 
 # What pip does not install; the packages call this, too.
-install-data: ## service, bus policy and the rest, into DESTDIR
+install-data: ## service, policies and the rest, into DESTDIR
 	$(INSTALL) -d -m 755 $(DESTDIR)$(SYSCONFDIR)/nvmeofd/nvmeofd.conf.d
 	$(INSTALL) -D -m 644 etc/nvmeofd.conf $(DESTDIR)$(SYSCONFDIR)/nvmeofd/nvmeofd.conf
 	$(INSTALL) -D -m 755 libexec/nvmeofd $(DESTDIR)$(LIBEXECDIR)/nvmeofd
@@ -92,6 +92,7 @@ install-data: ## service, bus policy and the rest, into DESTDIR
 	$(if $(wildcard dbus/org.nvmeofd1.xml),$(INSTALL) -D -m 644 dbus/org.nvmeofd1.xml \
 		$(DESTDIR)$(DATADIR)/dbus-1/interfaces/org.nvmeofd1.xml)
 	$(INSTALL) -D -m 644 man/nvmeofd.conf.5 $(DESTDIR)$(DATADIR)/man/man5/nvmeofd.conf.5
+	$(INSTALL) -D -m 644 polkit/org.nvmeofd1.policy $(DESTDIR)$(DATADIR)/polkit-1/actions/org.nvmeofd1.policy
 	$(INSTALL) -D -m 644 man/nvmeofd.8 $(DESTDIR)$(DATADIR)/man/man8/nvmeofd.8
 
 clean: ## remove what was built, and .venv

@@ -34,6 +34,11 @@ class Callers:
         self._vanished = vanished
         self._lookups: dict[str, asyncio.Task[int | None]] = {}
 
+    def known(self, name: str) -> int | None:
+        """The user ID if the bus has told it already."""
+        lookup = self._lookups.get(name)
+        return lookup.result() if lookup is not None and lookup.done() and not lookup.cancelled() else None
+
     async def uid(self, name: str) -> int | None:
         """The user ID of the connection with this unique name, None when it has left or the bus does not say."""
         lookup = self._lookups.get(name)
@@ -41,23 +46,33 @@ class Callers:
             # A rule for this name alone: one for all names would wake the daemon for every program that ends.
             # It is in place before the question, so a name that has an answer has a rule.
             self._connection.tell_bus("AddMatch", "s", _rule(name))
-            lookup = self._lookups[name] = asyncio.create_task(self._ask(name), name=f"uid of {name}")
+            lookup = self._lookups[name] = asyncio.create_task(self._look_up(name), name=f"uid of {name}")
             self._make_room()
         # Others wait for the same answer.
         return await asyncio.shield(lookup)
 
-    async def _ask(self, name: str) -> int | None:
-        """GetConnectionCredentials would bring a pidfd from dbus-broker, which cuts off whoever cannot take one."""
+    async def _look_up(self, name: str) -> int | None:
+        uid = await self.ask(name)
+        if uid is None:
+            self._forget(name)
+        return uid
+
+    async def ask(self, name: str) -> int | None:
+        """The same, asked of the bus now.
+
+        GetConnectionCredentials would bring a pidfd from dbus-broker, which cuts off whoever cannot take one.
+        """
         try:
             (uid,) = await self._connection.call_bus("GetConnectionUnixUser", "s", name)
         except (DBusError, BusLost, BadMessage, TimeoutError):
-            self._forget(name)
             return None
         return int(uid)
 
     def _make_room(self) -> None:
         if len(self._lookups) > MAX_KNOWN:
-            oldest = next((name for name, lookup in self._lookups.items() if lookup.done()), None)
+            # Others than root first, or else their many connections would make the daemon deaf to root's leaving.
+            done = [name for name, lookup in self._lookups.items() if lookup.done()]
+            oldest = next((name for name in done if self.known(name) != 0), next(iter(done), None))
             if oldest is not None:
                 self._forget(oldest)
 

@@ -45,7 +45,7 @@ class Connection:
         self._sock = sock
         self._frames = FrameReader()
         self._serial = 0
-        self._pending: dict[int, asyncio.Future[Message]] = {}
+        self._pending: dict[int, tuple[str, asyncio.Future[Message]]] = {}  # by serial: who is asked, and the reply
         self._unsent: deque[bytes | memoryview] = deque()
         self._unsent_size = 0
         self._flush_scheduled = False
@@ -137,33 +137,37 @@ class Connection:
 
     # Calling
 
-    async def call(self, message: Message, *, timeout: float = CALL_TIMEOUT) -> list[Any]:
+    async def call(
+        self, message: Message, *, timeout: float = CALL_TIMEOUT, reply_signature: str | None = None
+    ) -> list[Any]:
         """Call a method and return the arguments of its reply.
+
+        Where the call goes to the bus or to a unique name, nobody else's reply is taken.
 
         Raises:
             DBusError: the error that was the answer.
             BusLost: the connection is gone.
-            BadMessage: the reply makes no sense.
+            BadMessage: the reply makes no sense, or is not of the given signature.
             TimeoutError: there was no answer in time.
         """
         serial = self.send(message)
         if self._closed:
             raise BusLost("the connection to the bus is gone")
         reply: asyncio.Future[Message] = self._loop.create_future()
-        self._pending[serial] = reply
+        self._pending[serial] = message.destination, reply
         try:
             async with asyncio.timeout(timeout):
                 answer = await reply
         finally:
             self._pending.pop(serial, None)
-        if message.destination == BUS_NAME and answer.sender != BUS_NAME:
-            raise BadMessage(f"{answer.sender} answered instead of the bus")
         if answer.oversized:
             raise BadMessage(f"the reply to {message.member} is too large")
         body = decode_body(answer)
         if answer.type is MessageType.ERROR:
             text = body[0] if body and isinstance(body[0], str) else ""
             raise DBusError(answer.error_name, text)
+        if reply_signature is not None and answer.signature != reply_signature:
+            raise BadMessage(f"the reply to {message.member} is of type '{answer.signature}', not '{reply_signature}'")
         return body
 
     async def call_bus(self, member: str, signature: str = "", *values: Any) -> list[Any]:
@@ -233,8 +237,8 @@ class Connection:
         elif message.type is MessageType.SIGNAL:
             self.on_signal(message)
         else:
-            reply = self._pending.get(message.reply_serial)
-            if reply is not None and not reply.done():
+            asked, reply = self._pending.get(message.reply_serial, ("", None))
+            if reply is not None and not reply.done() and _is_from(asked, message):
                 reply.set_result(message)
 
     # The end
@@ -268,9 +272,20 @@ class Connection:
         self._sock.close()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        for reply in self._pending.values():
+        for _, reply in self._pending.values():
             if not reply.done():
                 reply.set_exception(BusLost(reason))
+
+
+def _is_from(asked: str, reply: Message) -> bool:
+    """Whether ``reply`` is from whom was asked. The policy of a bus can let anybody's replies pass, with any serial.
+
+    The bus itself says so when a call cannot be delivered, or whoever was asked has left. The owner of a well-known
+    name is known to the bus only.
+    """
+    if asked != BUS_NAME and not asked.startswith(":"):
+        return True
+    return reply.sender == asked or (reply.sender == BUS_NAME and reply.type is MessageType.ERROR)
 
 
 def _bus_call(member: str, signature: str, values: tuple[Any, ...]) -> Message:

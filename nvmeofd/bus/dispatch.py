@@ -10,32 +10,37 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nvmeofd.bus import messages
-from nvmeofd.bus.authorization import authorize
-from nvmeofd.bus.callers import Callers, current_caller
+from nvmeofd.bus.admission import Arrivals, Room, no_room
+from nvmeofd.bus.authorization import Action, Authorizer, reading
+from nvmeofd.bus.callers import Caller, Callers, current_caller
 from nvmeofd.bus.connection import Connection
-from nvmeofd.bus.dbusnext import BadMessage, decode_body, encode_body, variant
+from nvmeofd.bus.dbusnext import decode_body, encode_body, variant
 from nvmeofd.bus.introspection import STANDARD, Interface, Method, document, standard_interfaces
-from nvmeofd.bus.messages import DBusError, Flags, Message, MessageType
+from nvmeofd.bus.messages import DBusError, Flags, Message
 from nvmeofd.bus.objects import Exported, ManagerObject, SubsystemObject
 from nvmeofd.bus.paths import ROOT
+from nvmeofd.bus.replies import Replies, Reply
 from nvmeofd.bus.tree import ObjectTree, variants
-from nvmeofd.errors import Failed, NvmeofdError, ShuttingDown, dbus_name
-from nvmeofd.log import log, quoted
+from nvmeofd.errors import ShuttingDown
+from nvmeofd.log import quoted
 
 # Calls that wait for their reply. Those that wait for long work and the others are counted apart, so that a client
 # with a full queue of work can still look at it.
 MAX_PER_SENDER = 256
 MAX_IN_ALL = 2048
+# The same for users other than root, apart from root's. Each of them may have any number of connections, so users are
+# counted and not senders. Every such call may wait for polkit, and the system bus lets a connection wait for 128
+# replies (max_replies_per_connection).
+MAX_PER_OTHER_USER = 24
+MAX_OF_OTHERS = 60
+# Arguments are decoded before polkit is asked, so that its rules see them: 256 KiB of options would hold the loop for
+# 0.2 s for anybody who comes along.
+MAX_BODY_OF_OTHERS = 16 * 1024
 # How long calls whose work has ended may take to get their reply sent when the service closes.
 CLOSE_SECONDS = 1.0
 WAITING = ManagerObject.waiting | SubsystemObject.waiting
 
 _MACHINE_ID = Path("/etc/machine-id")
-
-
-class _Reply(NamedTuple):
-    signature: str = ""
-    body: bytes = b""
 
 
 class _Target(NamedTuple):
@@ -63,19 +68,25 @@ class Dispatcher:
         connection: Connection,
         tree: ObjectTree,
         callers: Callers,
+        authorizer: Authorizer,
         *,
         settle: Callable[[], None],
         rescan: Callable[[], None],
     ) -> None:
         self._connection = connection
-        self._send = connection.send
+        self._replies = Replies(connection.send)
         self._tree = tree
-        self._callers = callers
+        self._authorizer = authorizer
+        self._arrivals = Arrivals(callers, admit=self._admit, refuse=self._replies.fail)
         self._settle = settle
         self._rescan = rescan
-        self._tasks: dict[tuple[str, bool], set[asyncio.Task[_Reply | None]]] = {}
-        self._in_all = {False: 0, True: 0}
-        self._gone: set[asyncio.Task[_Reply | None]] = set()
+        self._tasks: dict[str, set[asyncio.Task[Reply | None]]] = {}  # by sender
+        self._rooms = {  # by whether the caller is root, and whether the call waits for long work
+            (is_root, waits): Room(MAX_PER_SENDER, MAX_IN_ALL) if is_root else Room(MAX_PER_OTHER_USER, MAX_OF_OTHERS)
+            for is_root in (False, True)
+            for waits in (False, True)
+        }
+        self._gone: set[asyncio.Task[Reply | None]] = set()
         self._closing = False
         self._listing = asyncio.Lock()
         self._standard: dict[tuple[str, str], Callable[..., Any]] = {
@@ -89,69 +100,52 @@ class Dispatcher:
     def handle(self, call: Message) -> None:
         """Take a call. Its reply follows, unless the caller wants none."""
         if self._closing:
-            self._fail(call, ShuttingDown("the daemon is stopping"))
-            return
-        waits = call.member in WAITING
-        tasks = self._tasks.setdefault((call.sender, waits), set())
-        if len(tasks) >= MAX_PER_SENDER or self._in_all[waits] >= MAX_IN_ALL:
-            if not tasks:
-                del self._tasks[call.sender, waits]
-            self._fail(call, DBusError(messages.LIMITS_EXCEEDED, "too many calls wait for their replies"))
-            return
-        task = asyncio.create_task(self._answer(call), name=f"{call.member} for {call.sender}")
-        tasks.add(task)
-        self._in_all[waits] += 1
-        # Not in the task: one that is cancelled before its first step runs none of its code.
-        task.add_done_callback(partial(self._finished, call, waits))
+            self._replies.fail(call, ShuttingDown("the daemon is stopping"))
+        elif call.interface in ("", messages.PEER) and call.member in STANDARD[messages.PEER].methods:
+            try:
+                self._replies.send(call, _peer(call))
+            except (DBusError, OSError) as error:
+                self._replies.fail(call, error)
+        else:
+            self._arrivals.take(call)
 
-    def _finished(self, call: Message, waits: bool, task: asyncio.Task[_Reply | None]) -> None:
-        self._in_all[waits] -= 1
-        tasks = self._tasks[call.sender, waits]
+    def _admit(self, call: Message, uid: int) -> None:
+        is_root = uid == 0
+        room = self._rooms[is_root, call.member in WAITING]
+        key = call.sender if is_root else uid
+        if not is_root and (call.oversized or len(call.body) > MAX_BODY_OF_OTHERS):
+            self._replies.fail(call, DBusError(messages.INVALID_ARGS, "the request is too large"))
+        elif not room.enter(key):
+            self._replies.fail(call, no_room())
+        else:
+            answer = self._answer(call, Caller(call.sender, uid))
+            task = asyncio.create_task(answer, name=f"{call.member} for {call.sender}")
+            self._tasks.setdefault(call.sender, set()).add(task)
+            # Not in the task: one that is cancelled before its first step runs none of its code.
+            task.add_done_callback(partial(self._finished, call, partial(room.leave, key)))
+
+    def _finished(self, call: Message, leave: Callable[[], None], task: asyncio.Task[Reply | None]) -> None:
+        leave()
+        tasks = self._tasks[call.sender]
         tasks.discard(task)
         if not tasks:
-            del self._tasks[call.sender, waits]
+            del self._tasks[call.sender]
         if task in self._gone:
             self._gone.discard(task)
             return
         if task.cancelled():
-            self._fail(call, ShuttingDown("the daemon stopped waiting; what was started goes on to its end"))
+            self._replies.fail(call, ShuttingDown("the daemon stopped waiting; what was started goes on to its end"))
         elif (error := task.exception()) is not None:
-            self._fail(call, error)
+            self._replies.fail(call, error)
         elif (reply := task.result()) is not None:
-            self._return(call, reply)
-
-    def _return(self, call: Message, reply: _Reply) -> None:
-        if not call.flags & Flags.NO_REPLY_EXPECTED:
-            self._send(
-                Message(
-                    type=MessageType.METHOD_RETURN,
-                    reply_serial=call.serial,
-                    destination=call.sender,
-                    signature=reply.signature,
-                    body=reply.body,
-                )
-            )
-
-    def _fail(self, call: Message, error: BaseException) -> None:
-        name, text = _described(call, error)
-        if not call.flags & Flags.NO_REPLY_EXPECTED:
-            self._send(
-                Message(
-                    type=MessageType.ERROR,
-                    reply_serial=call.serial,
-                    destination=call.sender,
-                    error_name=name,
-                    signature="s",
-                    body=encode_body("s", [text]),
-                )
-            )
+            self._replies.send(call, reply)
 
     def vanished(self, sender: str) -> None:
         """Stop waiting on behalf of a caller that has left. Its jobs go on."""
-        for waits in (False, True):
-            for task in self._tasks.get((sender, waits), ()):
-                self._gone.add(task)
-                task.cancel()
+        self._arrivals.vanished(sender)
+        for task in self._tasks.get(sender, ()):
+            self._gone.add(task)
+            task.cancel()
 
     async def close(self) -> None:
         """Answer what still waits, and from now on everything, with ShuttingDown.
@@ -159,6 +153,7 @@ class Dispatcher:
         Calls whose work has just ended get its outcome: they are on their way to the reply.
         """
         self._closing = True
+        await self._arrivals.close()
         tasks = [task for some in self._tasks.values() for task in some]
         if tasks:
             _, pending = await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
@@ -168,29 +163,42 @@ class Dispatcher:
 
     # One call
 
-    async def _answer(self, call: Message) -> _Reply | None:
+    async def _answer(self, call: Message, caller: Caller) -> Reply | None:
         """The reply, None when it was sent already."""
-        if call.interface in ("", messages.PEER) and call.member in STANDARD[messages.PEER].methods:
-            return _peer(call)
-        uid = await self._callers.uid(call.sender)
-        current_caller.set(await authorize(call.sender, uid, call.member))
+        current_caller.set(caller)
+        if caller.uid != 0:
+            await self._authorize(call, caller)
         self._settle()
         target = self._find(call)
-        if call.oversized:
-            raise DBusError(messages.INVALID_ARGS, "the request is too large")
-        if call.signature != target.method.signature:
-            expected = target.method.signature
-            raise DBusError(
-                messages.INVALID_ARGS, f"{call.member} takes arguments of type '{expected}', not '{call.signature}'"
-            )
-        arguments = decode_body(call)
+        arguments = _arguments(target)
         standard = self._standard.get((target.interface.name, call.member))
         result = standard(target, *arguments) if standard else getattr(target.obj, call.member)(*arguments)
         if inspect.isawaitable(result):
             result = await result
         if result is None:
             return None
-        return _Reply(target.method.reply, encode_body(target.method.reply, list(result)))
+        return Reply(target.method.reply, encode_body(target.method.reply, list(result)))
+
+    async def _authorize(self, call: Message, caller: Caller) -> None:
+        """Return when the call may be made. Until then nothing is done, and nothing said about this host.
+
+        The manager is always there, so what is wrong with a call of it tells nothing. Whether there is a volume, a
+        subsystem or a job is for those who may look. After this the object is looked up once more: it may be gone.
+
+        Raises:
+            DBusError: AccessDenied, or what is wrong with the call.
+            NvmeofdError: what is wrong with its arguments.
+        """
+        interactive = bool(call.flags & Flags.ALLOW_INTERACTIVE_AUTHORIZATION)
+        if call.path != ROOT:
+            await self._authorizer.permit(caller, reading(call.member), interactive=interactive)
+            self._settle()
+        target = self._find(call)
+        need = reading(call.member)
+        if target.obj is not None and target.interface is target.obj.interface:
+            need = target.obj.need(call.member, _arguments(target))
+        if call.path == ROOT or need.action is not Action.READ:
+            await self._authorizer.permit(caller, need, interactive=interactive)
 
     def _find(self, call: Message) -> _Target:
         obj = self._tree.get(call.path)
@@ -242,7 +250,19 @@ class Dispatcher:
         async with self._listing:
             await self._connection.room()
             self._rescan()
-            self._return(target.call, _Reply(target.method.reply, await self._tree.managed()))
+            self._replies.send(target.call, Reply(target.method.reply, await self._tree.managed()))
+
+
+def _arguments(target: _Target) -> list[Any]:
+    """The arguments of the call. Raises DBusError or BadMessage when they are not what the method takes."""
+    call, expected = target.call, target.method.signature
+    if call.oversized:
+        raise DBusError(messages.INVALID_ARGS, "the request is too large")
+    if call.signature != expected:
+        raise DBusError(
+            messages.INVALID_ARGS, f"{call.member} takes arguments of type '{expected}', not '{call.signature}'"
+        )
+    return decode_body(call)
 
 
 def _own_interface(target: _Target, interface: str) -> tuple[Exported, Interface | None]:
@@ -255,26 +275,10 @@ def _own_interface(target: _Target, interface: str) -> tuple[Exported, Interface
     raise DBusError(messages.UNKNOWN_INTERFACE, f"{quoted(target.path)} has no interface {quoted(interface)}")
 
 
-def _peer(call: Message) -> _Reply:
+def _peer(call: Message) -> Reply:
     """Answers for every path and every caller, as every program on the bus does."""
     if call.signature:
         raise DBusError(messages.INVALID_ARGS, f"{call.member} takes no arguments")
     if call.member == "Ping":
-        return _Reply()
-    return _Reply("s", encode_body("s", [_MACHINE_ID.read_text(encoding="ascii").strip()]))
-
-
-def _described(call: Message, error: BaseException) -> tuple[str, str]:
-    """Name and text of an error for the caller. What nobody expected is for the log only."""
-    match error:
-        case DBusError():
-            return error.name, error.text
-        case NvmeofdError():
-            return dbus_name(error), str(error)
-        case BadMessage():
-            return messages.INVALID_ARGS, str(error)
-        case OSError():
-            log.error("bus: %s on %s failed: %s", call.member, quoted(call.path), quoted(str(error)))
-        case _:
-            log.error("bus: %s on %s failed", call.member, quoted(call.path), exc_info=error)
-    return dbus_name(Failed()), "internal error; the log of nvmeofd has the details"
+        return Reply()
+    return Reply("s", encode_body("s", [_MACHINE_ID.read_text(encoding="ascii").strip()]))

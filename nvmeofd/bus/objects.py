@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 from nvmeofd import __version__
+from nvmeofd.bus.authorization import Need, Request, needed, reading, restricted
 from nvmeofd.bus.callers import current_caller
 from nvmeofd.bus.core import Core, Job
 from nvmeofd.bus.introspection import INTERFACES, Interface
@@ -15,7 +16,7 @@ from nvmeofd.bus.paths import ROOT, job_path, subsystem_path, volume_path
 from nvmeofd.errors import NvmeofdError
 from nvmeofd.model import HostIdentity, OperationKind, Subsystem
 from nvmeofd.operations.volumes import Volume
-from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.requests import StageRequest, Typed, parse_disconnect, parse_stage, parse_unstage
 
 Options = Mapping[str, Typed]
 
@@ -34,6 +35,10 @@ class Exported:
         self.path = path
         self.published: Mapping[str, Any] = {}
 
+    def need(self, member: str, _arguments: Sequence[Any]) -> Need:
+        """What a caller other than root needs to call a method of ours. Raises NvmeofdError: bad arguments."""
+        return reading(member)
+
     def refresh(self) -> None:
         """Look up what the live properties show. Raises DBusError or OSError."""
 
@@ -44,19 +49,35 @@ class Exported:
         return {name: getattr(self, name) for name in names}
 
 
+def _stage_request(*arguments: Any) -> StageRequest:
+    request = parse_stage(*arguments)
+    return request if current_caller.get().uid == 0 else restricted(request)
+
+
+_PARSERS: Mapping[str, Callable[..., Request]] = {
+    "Stage": _stage_request,
+    "Unstage": parse_unstage,
+    "Disconnect": parse_disconnect,
+}
+
+
 class ManagerObject(Exported):
     interface = INTERFACES["org.nvmeofd1.Manager"]
-    waiting = frozenset({"Stage", "Unstage", "Disconnect"})
+    waiting = frozenset(_PARSERS)
 
     def __init__(self, core: Core) -> None:
         super().__init__(ROOT)
         self._core = core
 
+    def need(self, member: str, arguments: Sequence[Any]) -> Need:
+        parse = _PARSERS.get(member)
+        return reading(member) if parse is None else needed(parse(*arguments))
+
     async def Stage(
         self, nqn: str, namespace: str, addresses: list[str], staging_path: str, options: Options
     ) -> tuple[str, str]:
         with self._refusals(OperationKind.STAGE):
-            request = parse_stage(nqn, namespace, addresses, staging_path, options)
+            request = _stage_request(nqn, namespace, addresses, staging_path, options)
         volume = await self._core.stage(request, sender=current_caller.get().uid)
         return volume_path(volume.staging_path), volume.device
 
@@ -224,6 +245,10 @@ class JobObject(Exported):
     def __init__(self, job: Job) -> None:
         super().__init__(job_path(job.number))
         self._job = job
+
+    def need(self, member: str, arguments: Sequence[Any]) -> Need:
+        """Who may not do what the job does may not stop it, even one of their own: others may wait for it, too."""
+        return needed(self._job.request, cancel=True) if member == "Cancel" else super().need(member, arguments)
 
     def Cancel(self) -> tuple[()]:
         self._job.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
+from nvmeofd.bus.authorization import Authorizer
 from nvmeofd.bus.callers import Callers
 from nvmeofd.bus.connection import Connection
 from nvmeofd.bus.core import Core, Job
@@ -13,6 +14,7 @@ from nvmeofd.bus.dispatch import Dispatcher
 from nvmeofd.bus.messages import BUS_NAME, BusLost, DBusError, Message
 from nvmeofd.bus.objects import JobObject, ManagerObject, SubsystemObject, VolumeObject
 from nvmeofd.bus.paths import SERVICE_NAME, job_path, volume_path
+from nvmeofd.bus.polkit import Polkit
 from nvmeofd.bus.tree import ObjectTree
 from nvmeofd.errors import NvmeofdError, dbus_name
 from nvmeofd.log import log, quoted
@@ -41,7 +43,10 @@ class BusService:
         self._connection = connection
         self._tree = ObjectTree(connection.send)
         self._callers = Callers(connection, self._on_vanished)
-        self._dispatcher = Dispatcher(connection, self._tree, self._callers, settle=self._settle, rescan=self.rescan)
+        authorizer = Authorizer(self._callers, Polkit(connection))
+        self._dispatcher = Dispatcher(
+            connection, self._tree, self._callers, authorizer, settle=self._settle, rescan=self.rescan
+        )
         self._core: Core | None = None
         self._subsystems: dict[str, SubsystemObject] = {}
         self._stale = False

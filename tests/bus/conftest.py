@@ -12,6 +12,7 @@ import pytest
 
 from tests.bus import broker
 from tests.bus.harness import PrivateBus
+from tests.bus.polkit import POLICY
 
 TIMEOUT = 120.0  # seconds; reached only when something hangs
 
@@ -53,4 +54,12 @@ def bus(request: pytest.FixtureRequest) -> Iterator[PrivateBus]:
 def open_bus(request: pytest.FixtureRequest) -> Iterator[PrivateBus]:
     """The same after an administrator has let everybody in."""
     with request.param(extra_policy=(Path(__file__).parent / "open-to-all.conf").read_text()) as private:
+        yield private
+
+
+@pytest.fixture(params=_buses())
+def polkit_bus(request: pytest.FixtureRequest) -> Iterator[PrivateBus]:
+    """The same with polkit's policy, where anybody can be polkit, and with the limit of replies of the system bus."""
+    opened = (Path(__file__).parent / "open-to-all.conf").read_text()
+    with request.param(extra_policy=opened + POLICY, max_replies=128) as private:
         yield private

@@ -20,7 +20,7 @@ from nvmeofd.model import (
     VolumeType,
 )
 from nvmeofd.operations.volumes import Volume
-from nvmeofd.requests import DisconnectRequest, StageRequest, UnstageRequest
+from nvmeofd.requests import DisconnectRequest, StageRequest, UnstageRequest, parse_stage
 
 NQN = "nqn.2024-01.org.example:one"
 
@@ -78,6 +78,9 @@ def volume(staging_path: str, nqn: str = NQN, *, size: int = 1 << 30) -> Volume:
 class FakeJob:
     def __init__(self, number: int, *, sender: int = 0) -> None:
         self.number = number
+        self.request: StageRequest | UnstageRequest | DisconnectRequest = parse_stage(
+            NQN, "nsid.1", ["loop://"], "/srv/one", {}
+        )
         self.operation = OperationKind.STAGE
         self.nqn = NQN
         self.staging_path = "/srv/one"

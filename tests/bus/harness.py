@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -159,16 +160,30 @@ def body(message: Message) -> list[Any]:
     return decode_body(message)
 
 
+@contextmanager
+def _as_user(uid: int | None) -> Iterator[None]:
+    """Be that user, and in the user's own group only."""
+    if uid is None:
+        yield
+        return
+    own, groups = (os.geteuid(), os.getegid()), os.getgroups()
+    gid = pwd.getpwuid(uid).pw_gid
+    os.setgroups([gid])
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(own[0])
+        os.setegid(own[1])
+        os.setgroups(groups)
+
+
 @asynccontextmanager
 async def client(bus: PrivateBus, uid: int | None = None) -> AsyncIterator[Client]:
     """A client, of another user if need be: the bus asks the kernel who connected the socket."""
-    own = os.geteuid()
-    if uid is not None:
-        os.seteuid(uid)
-    try:
+    with _as_user(uid):
         connection = await Connection.open(bus.address)
-    finally:
-        os.seteuid(own)
     try:
         yield Client(connection)
     finally:

@@ -164,15 +164,23 @@ async def test_the_number_of_remembered_callers_is_bounded(bus: PrivateBus, monk
         assert len(running._callers._lookups) == MAX_KNOWN
 
 
-async def test_errors_of_the_policy_and_ours_are_alike(open_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with service(open_bus, FakeCore()) as running, client(open_bus) as caller:
+async def test_others_do_not_make_root_forgotten(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service(bus, FakeCore()) as running, client(bus) as caller:
         await caller.get(ROOT, MANAGER, "Version")
 
-        async def nobody(_: str) -> int:
-            return 65534
+        async def told(*_: object) -> list[object]:
+            return [1000]
 
-        monkeypatch.setattr(running._callers, "uid", nobody)
+        monkeypatch.setattr(running._connection, "call_bus", told)
+        for number in range(2 * MAX_KNOWN):
+            assert await running._callers.uid(f":9.{number}") == 1000
+        assert len(running._callers._lookups) == MAX_KNOWN
+        assert running._callers.known(caller.connection.unique_name) == 0
+
+
+async def test_errors_of_the_policy_and_ours_are_alike(open_bus: PrivateBus) -> None:
+    async with service(open_bus, FakeCore()), client(open_bus, uid=65534) as nobody:
         with pytest.raises(DBusError) as raised:
-            await caller.manager("Disconnect", "sa{sv}", NQN, {})
+            await nobody.manager("Disconnect", "sa{sv}", NQN, {})
         assert raised.value.name == "org.freedesktop.DBus.Error.AccessDenied"
         assert "root" in raised.value.text

@@ -118,7 +118,7 @@ async def test_bounds_for_all(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) 
         gate.opened.set()
         assert outcomes(list(await asyncio.gather(*calls, return_exceptions=True))) == (10, 2)
         assert running._dispatcher._tasks == {}
-        assert running._dispatcher._in_all == {False: 0, True: 0}
+        assert [room.taken for room in running._dispatcher._rooms.values()] == [0, 0, 0, 0]
 
 
 async def test_a_caller_vanishes_and_its_job_goes_on(bus: PrivateBus) -> None:

@@ -7,6 +7,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import nvmeofd
+from nvmeofd.bus.authorization import Action, needed, reading
+from nvmeofd.requests import parse_disconnect, parse_stage, parse_unstage
 from scripts import release
 
 ROOT = Path(__file__).parents[2]
@@ -78,3 +80,37 @@ def test_changelog_has_what_is_unreleased_on_top() -> None:
     assert headings[0] == "Unreleased"
     assert all(re.fullmatch(rf"{release.NUMBER} - \d{{4}}-\d\d-\d\d", heading) for heading in headings[1:])
     assert release.newest_in_changelog(ROOT) in ("", nvmeofd.__version__)
+
+
+def test_example_of_a_bus_policy_lets_a_group_call_and_nothing_else() -> None:
+    (policy,) = ET.parse(ROOT / "examples/nvmeofd-storage.conf").getroot().findall("policy")
+    assert policy.attrib == {"group": "storage"}
+    assert [(rule.tag, rule.attrib) for rule in policy] == [
+        ("allow", {"send_destination": "org.nvmeofd1", "send_type": "method_call"})
+    ]
+
+
+def test_polkit_wants_an_administrator_for_every_action() -> None:
+    actions = ET.parse(ROOT / "polkit/org.nvmeofd1.policy").getroot().findall("action")
+    defaults = {action.attrib["id"]: {one.tag: one.text for one in action.findall("defaults/*")} for action in actions}
+    kinds = ("allow_any", "allow_inactive", "allow_active")
+    assert defaults == {
+        action: dict.fromkeys(kinds, "auth_admin_keep" if action is Action.READ else "auth_admin") for action in Action
+    }
+
+
+def test_documentation_has_every_detail_that_polkit_gets() -> None:
+    needs = [
+        needed(parse_stage("nqn.2024-01.org.example:one", "nsid.1", ["loop://"], "/srv/one", {})),
+        needed(parse_unstage("/srv/one", {})),
+        needed(parse_disconnect("nqn.2024-01.org.example:one", {})),
+        reading("Introspect"),
+    ]
+    assert {need.action for need in needs} == set(Action)
+    table = (ROOT / "docs/access.md").read_text().partition("| action | details |")[2]
+    for need in needs:
+        name = need.action.removeprefix("org.nvmeofd1.")
+        row = re.search(rf"(?m)^\| `{name}` \| (.*) \|$", table)
+        assert row is not None
+        documented = re.sub(r"\([^)]*\)", "", row[1]).split(",")
+        assert {part.partition(":")[0].strip(" `") for part in documented} == set(need.details)

@@ -18,7 +18,7 @@ ROOT = "/org/nvmeofd1"
 MANAGER = "org.nvmeofd1.Manager"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 DBUS = "org.freedesktop.DBus"
-SYS_SETRESUID = 117  # x86-64
+SYS_SETGROUPS, SYS_SETRESUID, SYS_SETRESGID = 116, 117, 119  # x86-64
 
 
 class Reply(TypedDict):
@@ -42,8 +42,8 @@ class Signal(TypedDict):
 class Connection:
     """One connection; a thread reads, any thread writes."""
 
-    def __init__(self, uid: int) -> None:
-        self._sock = _connect(uid)
+    def __init__(self, uid: int, groups: list[int] | None = None) -> None:
+        self._sock = _connect(uid, groups)
         self._serials = itertools.count(1)
         self._changed = threading.Condition()
         self._replies: dict[int, dict[str, Any]] = {}
@@ -147,7 +147,7 @@ class Connection:
         self._sock.close()
 
 
-def _connect(uid: int) -> socket.socket:
+def _connect(uid: int, groups: list[int] | None) -> socket.socket:
     """Connect and authenticate as a user. The bus asks the kernel who connected: a thread becomes that user for it."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     failures: list[BaseException] = []
@@ -155,9 +155,12 @@ def _connect(uid: int) -> socket.socket:
     def connect() -> None:
         try:
             libc = ctypes.CDLL(None, use_errno=True)
-            # The bare system call changes this thread only; the library's function would change them all.
-            if uid and libc.syscall(SYS_SETRESUID, uid, uid, -1) != 0:
-                raise OSError(ctypes.get_errno(), "setresuid")
+            # The bare system calls change this thread only; the library's functions would change them all.
+            if groups is not None:
+                _check(libc.syscall(SYS_SETGROUPS, len(groups), (ctypes.c_uint32 * len(groups))(*groups)), "setgroups")
+                _check(libc.syscall(SYS_SETRESGID, groups[0], groups[0], -1), "setresgid")
+            if uid:
+                _check(libc.syscall(SYS_SETRESUID, uid, uid, -1), "setresuid")
             sock.connect(BUS)
         except OSError as error:
             failures.append(error)
@@ -175,6 +178,11 @@ def _connect(uid: int) -> socket.socket:
     return sock
 
 
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), what)
+
+
 _connections: dict[str, Connection] = {}
 _lock = threading.Lock()
 
@@ -187,10 +195,10 @@ def connection(label: str = "main") -> Connection:
         return _connections[label]
 
 
-def open_as(label: str, uid: int) -> str:
-    """Open a connection as another user. Returns its unique name."""
+def open_as(label: str, uid: int, groups: list[int] | None = None) -> str:
+    """Open a connection as another user, and in these groups only if any are given. Returns its unique name."""
     with _lock:
-        _connections[label] = Connection(uid)
+        _connections[label] = Connection(uid, groups)
         return _connections[label].name
 
 

@@ -14,6 +14,7 @@ PACKAGES = (
     "systemd",
     "systemd-sysv",
     "dbus",
+    "polkitd",
     "udev",
     "kmod",
     "mount",
