@@ -140,24 +140,6 @@ def test_users_that_leave_silently_are_noticed(daemon: Daemon) -> None:
     guest.run("rmdir /srv/?")  # the copies of the last one held them
 
 
-def test_heard_of_after_many_attempts(daemon: Daemon) -> None:
-    """Somebody who cannot be seen has made them rare. Who is seen to leave is acted on at once all the same."""
-    guest, before = daemon.guest, disconnects_done(daemon.guest)
-    daemon.stage(NQN, EXT4, "/srv/guard")
-    device = guest.call(initiator.device, NQN, OTHER_EXT4)
-    guest.call(users.opener, "hidden", device)
-    assert daemon.unstage("/srv/guard") is False
-    deferred = guest.call(service.counters)["disconnects-deferred"]
-    # each of these events is a reason to try it; after the fifth attempt the next one would come 8 seconds later
-    guest.call(service.provoke, device, "disconnects-deferred", deferred + 5, timeout=60.0)
-    guest.call(users.mount, "seen", device, "/mnt/seen")
-    assert ("mount", device, "/mnt/seen") in daemon.users(NQN)
-    guest.call(users.end, "hidden")
-    guest.call(users.end, "seen")
-    guest.call(service.wait_gone, NQN, timeout=HEARD)
-    wait_done(guest, before)
-
-
 def loss_timeouts(guest: Guest) -> set[str]:
     names = guest.call(facts.controllers)
     return {guest.read(f"/sys/class/nvme/{name}/ctrl_loss_tmo").decode().strip() for name in names}

@@ -92,7 +92,7 @@ class TestConnecting:
         with refused("ConnectFailed", "DH-HMAC-CHAP", DEAD[1].removeprefix("tcp://")):
             daemon.stage(LOCKED, "nsid.1", "/srv/locked", (*address, DEAD[1]), type="block")
         assert guest.call(facts.settled) == {}
-        assert guest.run(["ls", "/srv"]).out == ""
+        assert guest.run(["test", "-e", "/srv/locked"], check=False).rc == 1
         guest.call(target.remove_subsystem, LOCKED)
         guest.call(target.forget_host, host)
 

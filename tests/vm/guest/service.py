@@ -136,17 +136,6 @@ def wait_counter(name: str, value: int, timeout: float = 30.0) -> None:
     wait_until(lambda: counters().get(name, 0) >= value, timeout, f"counter {name} to be {value}")
 
 
-def provoke(device: str, name: str, value: int, timeout: float = 60.0) -> None:
-    """Make events of a device until one of the daemon's counters is at least this."""
-    uevent = Path("/sys/class/block", os.path.basename(device), "uevent")
-
-    def look() -> bool:
-        uevent.write_text("change", encoding="ascii")
-        return counters().get(name, 0) >= value
-
-    wait_until(look, timeout, f"counter {name} to be {value}")
-
-
 def loss_timeouts_stay(seconds: float) -> bool:
     """Watch the controllers for this long. Returns whether none went, and the kernel's patience stayed the same."""
 
