@@ -53,7 +53,8 @@ class Directory:
         except OSError as error:
             if error.errno == errno.ENODEV:  # removed after it was opened (kernfs)
                 return None
-            raise
+            # a descriptor has no name, and whoever reads the message needs one
+            raise OSError(error.errno, error.strerror, f"{self.path}/{name}") from error
         finally:
             os.close(fd)
 

@@ -27,7 +27,8 @@ PERIOD = 30.0  # seconds
 # after this many seconds does the subsystem count as left behind.
 GRACE = 10.0
 # An attempt costs a look at all processes. Whatever events come, the second one waits this many seconds, and each
-# further one twice as long, up to PERIOD.
+# further one twice as long, up to PERIOD. It begins anew when there was a user who could be seen without such a look:
+# what was in vain before says nothing about the time after him.
 FIRST_INTERVAL = 0.5
 
 
@@ -62,6 +63,7 @@ class Tidier:
     def note_job(self, nqn: str) -> None:
         """A job of a client has ended: from here on the subsystem may be left behind."""
         self._left_since.pop(nqn, None)
+        self._tried.pop(nqn, None)
         self.note_change()
 
     def look(self) -> None:
@@ -74,14 +76,18 @@ class Tidier:
             again.append(now + PERIOD)
         candidates = [nqn for nqn in self._core.ownership.nqns if self._left_behind(nqn)]
         self._left_since = {nqn: self._left_since.get(nqn, now) for nqn in candidates}
-        self._tried = {nqn: tried for nqn, tried in self._tried.items() if nqn in self._core.ownership.nqns}
+        owned = self._core.ownership.nqns
+        self._tried = {nqn: tried for nqn, tried in self._tried.items() if nqn in owned and not self._needed(nqn)}
         for nqn in candidates:
+            unused = self._seems_unused(nqn)
+            if not unused and nqn in self._tried:
+                self._tried[nqn] = self._tried[nqn]._replace(interval=FIRST_INTERVAL)
             due = self._due(nqn, now)
             if now < due:
                 again.append(due)
                 continue
             again.append(now + PERIOD)
-            if self._seems_unused(nqn):
+            if unused:
                 before = self._tried.get(nqn)
                 interval = min(before.interval * 2, PERIOD) if before else FIRST_INTERVAL
                 self._tried[nqn] = _Attempt(now, self._change, interval)
@@ -135,10 +141,12 @@ class Tidier:
 
     def _left_behind(self, nqn: str) -> bool:
         """Whether nothing that the daemon knows of needs the subsystem."""
-        return (
-            self._core.workers.idle(nqn)
-            and not self._core.ownership.keeps(nqn)
-            and not any(v.nqn == nqn and v.state is not VolumeState.LOST for v in self._core.volumes.values())
+        return self._core.workers.idle(nqn) and not self._needed(nqn)
+
+    def _needed(self, nqn: str) -> bool:
+        """Whether it is to stay connected, for a volume or because somebody wants that."""
+        return self._core.ownership.keeps(nqn) or any(
+            volume.nqn == nqn and volume.state is not VolumeState.LOST for volume in self._core.volumes.values()
         )
 
     def _due(self, nqn: str, now: float) -> float:

@@ -244,7 +244,7 @@ MUTANTS = (
     Mutant(
         "keep-ignored",
         "what is to be kept connected is disconnected by itself",
-        (Edit("operations.tidy:Tidier._left_behind", "and not self._core.ownership.keeps(nqn)\n", ""),),
+        (Edit("operations.tidy:Tidier._needed", "self._core.ownership.keeps(nqn) or ", ""),),
         points(everywhere.as_it_is, SCENARIOS["keep"]),
     ),
     Mutant(

@@ -29,4 +29,5 @@ def test_killed(mortal_guest: Guest, scenario: str) -> None:
     # what was to be killed earlier has to have been alive, and to have come there
     assert report["moments"] >= 5
     reached = [boundary for boundary in report["killed"] if "after the reply" not in boundary]
-    assert len(reached) >= max(MOMENTS - 1, 2), report["killed"]
+    wanted = max(MOMENTS - 1, 2) if MOMENTS else 0.9 * report["moments"]
+    assert len(reached) >= wanted, report["killed"]

@@ -17,6 +17,15 @@ EXT4, OTHER_EXT4, PARTITIONED = 1, 2, 3
 # What the daemon hears of is done at once; who leaves silently is noticed by a look every 30 seconds.
 HEARD = 20.0
 UNHEARD = 60.0
+CONFIG = "/etc/nvmeofd/nvmeofd.conf.d/guard.conf"
+DELAY = 10
+SETTINGS = f"""[Daemon]
+LogLevel=error
+[Operation]
+DisconnectDelaySec={DELAY}
+[Connect]
+CtrlLossTimeoutSec=70
+""".encode()
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +75,16 @@ KINDS = {
 }
 
 
+def disconnects_done(guest: Guest) -> int:
+    return guest.call(service.counters).get("disconnects-done", 0)
+
+
+def wait_done(guest: Guest, before: int, number: int = 1) -> None:
+    """Exactly so many subsystems were disconnected: what is gone is seen before it is counted."""
+    guest.call(service.wait_counter, "disconnects-done", before + number)
+    assert disconnects_done(guest) == before + number
+
+
 def disconnect(daemon: Daemon) -> None:
     """Now, unless the daemon did it by itself already: udev tells of a writer that closes a device."""
     assert len(daemon.disconnect(NQN)) in (0, 2)
@@ -75,6 +94,7 @@ def disconnect(daemon: Daemon) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_user_keeps_the_subsystem(daemon: Daemon, name: str) -> None:
     guest, wanted = daemon.guest, KINDS[name]
+    before = disconnects_done(guest)
     staged = daemon.stage(NQN, EXT4, "/srv/guard")
     used = guest.call(initiator.device, NQN, wanted.nsid) + wanted.partition
     guest.run(["udevadm", "settle"])  # also makes the node of a partition
@@ -94,11 +114,12 @@ def test_every_kind_of_user_keeps_the_subsystem(daemon: Daemon, name: str) -> No
         guest.call(service.wait_gone, NQN, timeout=HEARD)
     else:
         disconnect(daemon)
+    wait_done(guest, before)
 
 
 def test_users_that_leave_silently_are_noticed(daemon: Daemon) -> None:
     """No event says that they are gone. Five subsystems at once, because it takes half a minute."""
-    guest = daemon.guest
+    guest, before = daemon.guest, disconnects_done(daemon.guest)
     begin: list[Callable[[str, str], object]] = [
         lambda name, device: guest.call(users.opener, name, device),
         lambda name, device: guest.call(users.private_mount, name, device, f"/mnt/{name}"),
@@ -115,7 +136,43 @@ def test_users_that_leave_silently_are_noticed(daemon: Daemon) -> None:
     guest.call(users.end_all)
     for nqn in QUIET:
         guest.call(service.wait_gone, nqn, timeout=UNHEARD)
+    wait_done(guest, before, len(QUIET))
     guest.run("rmdir /srv/?")  # the copies of the last one held them
+
+
+def loss_timeouts(guest: Guest) -> set[str]:
+    names = guest.call(facts.controllers)
+    return {guest.read(f"/sys/class/nvme/{name}/ctrl_loss_tmo").decode().strip() for name in names}
+
+
+def told(guest: Guest) -> int:
+    """How many messages of level info the daemon has sent in its life."""
+    guest.run(["journalctl", "--sync"])
+    pid = guest.call(facts.daemon)["pid"]
+    query = ["journalctl", f"_PID={pid}", "--priority=info..info", "--output=json"]
+    return len(guest.run(query).out.splitlines())
+
+
+def test_configured_delay(daemon: Daemon) -> None:
+    """After a reload, and until the next one."""
+    guest, before = daemon.guest, disconnects_done(daemon.guest)
+    guest.write(CONFIG, SETTINGS)
+    guest.call(service.systemctl, "reload")
+    silent = told(guest)
+    daemon.stage(NQN, EXT4, "/srv/guard")
+    assert loss_timeouts(guest) == {"70"}
+    assert daemon.unstage("/srv/guard") is False
+    assert daemon.users(NQN) == []
+    assert len(guest.call(facts.controllers)) == len(BOTH)
+    guest.call(service.wait_gone, NQN, timeout=DELAY + HEARD)
+    wait_done(guest, before)
+    assert told(guest) == silent
+    guest.run(["rm", CONFIG])
+    guest.call(service.systemctl, "reload")
+    daemon.stage(NQN, EXT4, "/srv/guard")
+    assert loss_timeouts(guest) == {"1800"}
+    assert daemon.unstage("/srv/guard") is True
+    assert told(guest) > silent
 
 
 class TestTheVolumeItself:

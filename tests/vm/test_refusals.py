@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from .daemon import BOTH, ONE, Daemon, refused
-from .guest import content, facts, target, users
+from .guest import content, facts, initiator, target, users
 from .harness import Guest
 
 NQN = "nqn.2024-01.org.example:refusals"
 CLOSED = "nqn.2024-01.org.example:closed"
+LOCKED = "nqn.2024-01.org.example:locked"
 GUESTS_HOST = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000003"
 EXT4, XFS, BLANK, BROKEN = 1, 2, 3, 4
 DEAD = ("tcp://127.0.0.4:4420", "tcp://127.0.0.3:4499")
@@ -77,6 +78,23 @@ class TestConnecting:
         with refused("ConnectFailed", "127.0.0.3"):
             daemon.stage(CLOSED, "nsid.1", "/srv/other", address, type="block")
         assert daemon.unstage("/srv/closed") is True
+
+    def test_secret_is_needed(self, daemon: Daemon) -> None:
+        """Of the same target and host only the secret is new."""
+        guest, address = daemon.guest, ("tcp://127.0.0.4",)
+        host = guest.call(initiator.host_nqn)
+        guest.call(target.add_subsystem, LOCKED, ports=[4], hosts=[host])
+        daemon.stage(LOCKED, "nsid.1", "/srv/locked", address, type="block")
+        assert daemon.unstage("/srv/locked") is True
+        guest.call(target.require_secret, host)
+        with refused("AuthenticationFailed", "127.0.0.4", "DH-HMAC-CHAP"):
+            daemon.stage(LOCKED, "nsid.1", "/srv/locked", address, type="block")
+        with refused("ConnectFailed", "DH-HMAC-CHAP", DEAD[1].removeprefix("tcp://")):
+            daemon.stage(LOCKED, "nsid.1", "/srv/locked", (*address, DEAD[1]), type="block")
+        assert guest.call(facts.settled) == {}
+        assert guest.run(["test", "-e", "/srv/locked"], check=False).rc == 1
+        guest.call(target.remove_subsystem, LOCKED)
+        guest.call(target.forget_host, host)
 
     def test_wrong_namespace(self, daemon: Daemon) -> None:
         with refused("NamespaceNotFound", "nsid.77", f"uuid.{target.namespace_uuid(NQN, EXT4)}"):

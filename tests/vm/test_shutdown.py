@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from .daemon import Daemon
-from .guest import facts, initiator, target, users
+from .guest import facts, initiator, service, target, users
 from .harness import Guest
 
 NQN = "nqn.2024-01.org.example:shutdown"
 EXT4, XFS, RAW = 1, 2, 3
 LIMIT = 30.0  # seconds
+GIVEN_UP = 5.0  # seconds after which the daemon has a path given up when the host shuts down
 PATIENCE = 400.0  # for a shutdown that hangs: longer than the service manager would wait for anything
 SEEN = "/var/lib/vm/seen"
 # In place of what makes the network of a real host: that of the guest is always there.
@@ -51,6 +52,7 @@ def daemon(prepared: Daemon) -> Iterator[Daemon]:
     """Two filesystems with files that are not on the target yet, and a raw volume."""
     for nsid in (EXT4, XFS):
         prepared.stage(NQN, nsid, f"/srv/{nsid}")
+        prepared.guest.run(f"echo kept > /srv/{nsid}/kept && sync --file-system /srv/{nsid}")
         prepared.guest.run(f"dd if=/dev/zero of=/srv/{nsid}/dirty bs=1M count=8 && echo late > /srv/{nsid}/late")
     prepared.stage(NQN, RAW, "/srv/raw", type="block")
     yield prepared
@@ -71,19 +73,39 @@ def cut(guest: Guest, *ports: int) -> None:
                 guest.call(initiator.wait_state, controller["name"], "connecting")
 
 
+def in_order(guest: Guest) -> None:
+    """Everything was unmounted before the daemon stopped, and the network was still there then."""
+    mounts = guest.read(f"{SEEN}.mounts").decode()
+    assert "/dev/nvme" not in mounts
+    assert " /srv/" not in mounts, "a block volume is a part of devtmpfs"
+    assert guest.read(f"{SEEN}.network").decode() == "active\n", "the daemon stopped before the network"
+
+
 def clean(guest: Guest) -> None:
     """Both filesystems were unmounted in time, with all that had been written."""
+    in_order(guest)
     assert "needs_recovery" not in guest.run(["dumpe2fs", "-h", backing(EXT4)]).out
     assert guest.run(["e2fsck", "-fn", backing(EXT4)], check=False).rc == 0
     # it refuses a filesystem whose log is to be replayed
     guest.run(["xfs_repair", "-f", backing(XFS)], timeout=120.0)
     assert guest.run(["debugfs", "-R", "cat /late", backing(EXT4)]).out == "late\n"
-    assert "/dev/nvme" not in guest.read(f"{SEEN}.mounts").decode(), "unmounted before the daemon stopped"
-    assert guest.read(f"{SEEN}.network").decode() == "active\n", "the daemon stopped before the network"
+
+
+def usable(guest: Guest) -> None:
+    """After a replay of their journals both filesystems are whole, and have what was on the target."""
+    for nsid in (EXT4, XFS):
+        guest.run(["mount", "--mkdir", "-o", "loop", backing(nsid), "/mnt/replay"])
+        assert guest.run(["cat", "/mnt/replay/kept"]).out == "kept\n"
+        guest.run("echo new > /mnt/replay/new")
+        guest.run(["umount", "/mnt/replay"])
+    guest.run(["e2fsck", "-fn", backing(EXT4)])
+    guest.run(["xfs_repair", "-n", "-f", backing(XFS)], timeout=120.0)
 
 
 @pytest.mark.parametrize(
-    ("verb", "lost"), [("poweroff", ()), ("reboot", (2,))], ids=["poweroff", "reboot-one-path-dead"]
+    ("verb", "lost"),
+    [("poweroff", ()), ("poweroff", (1,)), ("reboot", (2,))],
+    ids=["poweroff", "poweroff-one-path-dead", "reboot-one-path-dead"],
 )
 def test_clean(daemon: Daemon, verb: str, lost: tuple[int, ...]) -> None:
     guest = daemon.guest
@@ -98,3 +120,17 @@ def test_all_paths_dead(daemon: Daemon) -> None:
     guest = daemon.guest
     cut(guest, 1, 2)
     assert guest.shut_down("reboot", PATIENCE) < LIMIT
+    guest.boot()
+    in_order(guest)
+    usable(guest)
+
+
+def test_host_that_goes_on(daemon: Daemon) -> None:
+    """What tells the daemon of a shutdown can be stopped without one: then no path is given up."""
+    guest = daemon.guest
+    cut(guest, 2)
+    guest.run(["systemctl", "restart", "nvmeofd-shutdown.service"])
+    assert guest.call(service.loss_timeouts_stay, 3 * GIVEN_UP)
+    guest.call(target.link, NQN, 2)
+    for name in guest.call(facts.controllers):
+        guest.call(initiator.wait_state, name, "live")

@@ -17,6 +17,7 @@ OTHER = "nqn.2024-01.org.example:beside"
 TREE = "/srv/storm"
 MOUNTS = 300
 UEVENTS = 5_000
+MEMORY = 80 << 10  # KiB
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_storm(daemon: Daemon) -> None:
     lost = after.get("overflows", 0) - before.get("overflows", 0)
     assert after["cache-rebuilds"] - before["cache-rebuilds"] == lost
     assert size[1] < size[0] + (8 << 10)
-    assert size[1] < 128 << 10
+    assert size[1] < MEMORY
     assert daemon.objects("volume") == [volume_path(TREE)]
     guest.run(["systemctl", "restart", "systemd-udevd.service"])  # it has not seen the half of it yet
     assert daemon.unstage(TREE) is True

@@ -160,6 +160,14 @@ def test_a_controller_that_cannot_be_read_is_an_error(tmp_path: Path, attribute:
         Sysfs(str(tmp_path)).subsystems()
 
 
+def test_the_error_names_the_attribute(tmp_path: Path) -> None:
+    attribute = trees.subsystem(tmp_path, "nvme-subsys0") / "subsysnqn"
+    attribute.unlink()
+    attribute.mkdir()
+    with pytest.raises(IsADirectoryError, match="class/nvme-subsystem/nvme-subsys0/subsysnqn"):
+        Sysfs(str(tmp_path)).subsystems()
+
+
 def test_malformed_numbers_are_errors(tmp_path: Path) -> None:
     subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
     trees.disk(tmp_path, subsystem, "nvme0n1", size="many")

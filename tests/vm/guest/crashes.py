@@ -2,12 +2,14 @@
 
 For each moment: a life that ends there, then the daemon as it was installed. Within seconds nothing half-done may be
 left, what the daemon says must be what the kernel shows, and the operation is done or undone. Then the same call again
-succeeds, and everything can be taken down.
+succeeds, and everything can be taken down. What was written to the volumes meanwhile, and left to the kernel to be
+written to the target, is there when they are staged once more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -24,10 +26,14 @@ NQN = "nqn.2024-01.org.example:crash"
 WITNESS = "nqn.2024-01.org.example:witness"  # has nothing to do with any of it
 EXT4, OTHER, BLANK, RAW = 1, 2, 3, 4
 BOTH = ["tcp://127.0.0.1:4420", "tcp://127.0.0.2:4420"]
+PORTS = [1, 2]
+# On a port of its own: one that still has another subsystem would refuse the first for good when it is cut off.
+WITNESS_PORT, WITNESS_ADDRESSES = 3, ["tcp://127.0.0.3:4420"]
 SRV = "/srv"
 WITNESS_PATH, OTHER_PATH, PATH = f"{SRV}/witness", f"{SRV}/other", f"{SRV}/crash"
 PATTERN = "6e766d656f6664" * 512
 KEPT = "written before\n" * 4096
+FRESH_AT = 1 << 20  # bytes from the start of a raw volume
 
 # Less than the period after which the daemon looks at what it left behind without being told to.
 WHOLE_SECONDS = 25.0
@@ -57,12 +63,14 @@ def nothing() -> None:
 class Scenario:
     """An operation, what has to be there before it, and what is there when it is undone or done.
 
-    `stranger`: somebody else has connected the subsystem before; `error`: what it ends in by itself. With `half` the
-    operation ends at that boundary, and it is the start after it that is to be survived.
+    `stranger`: somebody else has connected the subsystem before; `error`: what it ends in by itself; `mend`: what has
+    to be done before anything can be staged again. With `half` the operation ends at that boundary, and it is the start
+    after it that is to be survived.
     """
 
     act: Callable[[], bus.Reply]
     prepare: Callable[[], None] = nothing
+    mend: Callable[[], None] = nothing
     undone: Staged = field(default_factory=dict)
     done: Staged = field(default_factory=dict)
     stranger: bool = False
@@ -72,7 +80,7 @@ class Scenario:
 
 def _stage(nsid: int, path: str = PATH, nqn: str = NQN, **options: Any) -> bus.Reply:
     named = {key.replace("_", "-"): value for key, value in options.items()}
-    addresses = BOTH if nqn == NQN else BOTH[:1]
+    addresses = BOTH if nqn == NQN else WITNESS_ADDRESSES
     return bus.stage(nqn, f"uuid.{target.namespace_uuid(nqn, nsid)}", addresses, path, named)
 
 
@@ -80,29 +88,85 @@ def _format() -> bus.Reply:
     return _stage(BLANK, format="if-empty")
 
 
+_numbers = itertools.count(1)
+_fresh: dict[int, str] = {}  # what was written last to namespaces of NQN, and not looked at since
+
+
+def _write(nsid: int, path: str) -> None:
+    """Write something that was never written before, and leave it to the kernel when the target gets it."""
+    text = f"written for the {next(_numbers)}. time\n" * 4096
+    if nsid == RAW:
+        with open(path, "r+", encoding="ascii") as device:
+            device.seek(FRESH_AT)
+            device.write(text)
+    else:
+        Path(path, "fresh").write_text(text, encoding="ascii")
+    _fresh[nsid] = text
+
+
+def _written(nsid: int, path: str) -> str:
+    """What is found in the place of what `_write` wrote."""
+    if nsid == RAW:
+        with open(path, encoding="ascii", errors="replace") as device:
+            device.seek(FRESH_AT)
+            return device.read(len(_fresh[nsid]))
+    fresh = Path(path, "fresh")
+    return fresh.read_text(encoding="ascii", errors="replace") if fresh.exists() else ""
+
+
 def _blank() -> None:
     content.wipe(str(target.backing_file(NQN, BLANK)))
+    _fresh.pop(BLANK, None)
 
 
 def _staged() -> None:
     _succeeds(_stage(EXT4))
+    _write(EXT4, PATH)
+
+
+def _other_staged() -> None:
+    _succeeds(_stage(OTHER, OTHER_PATH))
+    _write(OTHER, OTHER_PATH)
 
 
 def _both_staged() -> None:
-    _succeeds(_stage(OTHER, OTHER_PATH))
+    _other_staged()
     _staged()
 
 
 def _blank_beside_other() -> None:
     _blank()
-    _succeeds(_stage(OTHER, OTHER_PATH))
+    _other_staged()
 
 
 def _connected_by_hand() -> None:
+    """By somebody who has written to a filesystem there, and unmounted it."""
     for address in ("127.0.0.1", "127.0.0.2"):
         initiator.connect(NQN, address)
     initiator.connected(NQN, 4)
+    by_hand = "/mnt/by-hand"
+    users.mount("by hand", initiator.device(NQN, EXT4), by_hand)
+    _write(EXT4, by_hand)
+    users.end("by hand")
     command(["udevadm", "settle"])
+
+
+def _staged_and_dead() -> None:
+    """With no path left. What is not on the target then would be lost, so that it is there is seen to before."""
+    _succeeds(_stage(EXT4, reconnect_delay=1))
+    _write(EXT4, PATH)
+    command(["sync", "--file-system", PATH])
+    Path(PATH, "late").write_text(KEPT, encoding="ascii")
+    for port in PORTS:
+        target.unlink(NQN, port)
+    found = facts.subsystem(NQN)
+    for controller in found["controllers"] if found is not None else []:
+        initiator.wait_state(controller["name"], "connecting")
+
+
+def _paths_back() -> None:
+    for port in PORTS:
+        target.link(NQN, port)
 
 
 _AT_PATH = {PATH: (NQN, EXT4)}
@@ -114,6 +178,7 @@ SCENARIOS = {
     "block": Scenario(lambda: _stage(RAW, type="block"), done={PATH: (NQN, RAW)}),
     "unstage": Scenario(lambda: bus.unstage(PATH), _staged, undone=_AT_PATH),
     "unstage-one": Scenario(lambda: bus.unstage(PATH), _both_staged, undone={**_AT_PATH, **_AT_OTHER}, done=_AT_OTHER),
+    "force": Scenario(lambda: bus.unstage(PATH, {"force": True}), _staged_and_dead, mend=_paths_back, undone=_AT_PATH),
     "disconnect": Scenario(lambda: bus.disconnect(NQN), _connected_by_hand, stranger=True),
     "rollback": Scenario(lambda: _stage(EXT4, mount_options=["data=nonsense"]), error="MountFailed"),
     "start-connected": Scenario(lambda: _stage(EXT4), done=_AT_PATH, half="connect> 2"),
@@ -139,8 +204,8 @@ SCENARIOS = {
 
 def setup() -> None:
     """Targets with their data, and the service that looks for a plan."""
-    target.add_subsystem(NQN, namespaces=4, ports=[1, 2])
-    target.add_subsystem(WITNESS, namespaces=1, ports=[1])
+    target.add_subsystem(NQN, namespaces=4, ports=PORTS)
+    target.add_subsystem(WITNESS, namespaces=1, ports=[WITNESS_PORT])
     for nqn, nsid in ((NQN, EXT4), (NQN, OTHER), (WITNESS, 1)):
         users.make_filesystem(str(target.backing_file(nqn, nsid)))
     content.write_at(str(target.backing_file(NQN, RAW)), 0, PATTERN)
@@ -211,6 +276,7 @@ def _passed(scenario: Scenario) -> list[str]:
         if reply["error"].removeprefix(ERROR) != scenario.error:
             raise RuntimeError(f"{reply['error']}: {reply['message']}")
     passed = mortal.lives()[-1]
+    scenario.mend()
     _take_down(scenario)
     return passed
 
@@ -231,8 +297,9 @@ def _attempt(scenario: Scenario, ends: list[str]) -> tuple[list[str], list[str]]
     wrong = [] if _ordinary() else ["this is no ordinary daemon"]
     wrong = wrong or _settle(scenario) or _again(scenario)
     if not wrong:
+        scenario.mend()
         _take_down(scenario)
-        wrong = _settled(lambda: _differences([{}], stranger=False))
+        wrong = _settled(lambda: _differences([{}], stranger=False)) or _lost()
     return killed, wrong
 
 
@@ -277,7 +344,27 @@ def _again(scenario: Scenario) -> list[str]:
     reply = scenario.act()
     if reply["error"].removeprefix(ERROR) != scenario.error:
         return [f"again: {reply['error']}: {reply['message']}"]
-    return _settled(lambda: _differences([scenario.done], stranger=False)) or _damage(scenario.done)
+    wrong = _settled(lambda: _differences([scenario.done], stranger=False)) or _damage(scenario.done)
+    for path, (_, nsid) in scenario.done.items():
+        if os.access(path, os.W_OK):  # not when staged read-only
+            _write(nsid, path)
+    return wrong
+
+
+def _lost() -> list[str]:
+    """Stage once more all that anything was written to. Returns what is not as it was written."""
+    paths = {nsid: f"{SRV}/look-{nsid}" for nsid in _fresh}
+    for nsid, path in paths.items():
+        _succeeds(_stage(nsid, path, type="block" if nsid == RAW else "filesystem"))
+    wrong = [f"what was written to namespace {nsid} is lost" for nsid, path in paths.items() if _stale(nsid, path)]
+    for path in paths.values():
+        _succeeds(bus.unstage(path))
+    _fresh.clear()
+    return wrong
+
+
+def _stale(nsid: int, path: str) -> bool:
+    return nsid in _fresh and _written(nsid, path) != _fresh[nsid]
 
 
 def _take_down(scenario: Scenario) -> None:
@@ -386,9 +473,10 @@ def _not_as_mounted(volumes: list[dict[str, Any]], state: Staged) -> list[str]:
         path = volume["StagingPath"]
         nqn, nsid = state[path]
         wwid = f"uuid.{target.namespace_uuid(nqn, nsid)}"
-        if (volume["NQN"], volume["Namespace"], volume["State"]) != (nqn, wwid, "staged"):
-            wrong.append(f"the volume at {path} is {volume}")
         found = facts.subsystem(nqn)
+        live = found is not None and all(one["state"] == "live" for one in found["controllers"])
+        if (volume["NQN"], volume["Namespace"], volume["State"]) != (nqn, wwid, "staged" if live else "degraded"):
+            wrong.append(f"the volume at {path} is {volume}")
         space = next((one for one in found["namespaces"] if one["wwid"] == wwid), None) if found else None
         mount = next((one for one in mounts if one["path"] == path), None)
         if space is None or mount is None or volume["Device"] != space["device"]:
@@ -447,11 +535,10 @@ def _damage(state: Staged) -> list[str]:
             with open(path, "rb") as device:
                 good = device.read(len(PATTERN) // 2) == bytes.fromhex(PATTERN)
         elif (nqn, nsid) == (NQN, BLANK):
-            Path(path, "kept").write_text(KEPT, encoding="ascii")
             good = os.path.ismount(path)
         else:
             kept = Path(path, "kept")
             good = kept.exists() and kept.read_text(encoding="ascii") == KEPT
-        if not good:
+        if not good or (nqn == NQN and _stale(nsid, path)):
             wrong.append(f"the content of {path} is not what it was")
     return wrong

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 from . import bus, facts
 from .waiting import command, wait_until
@@ -133,6 +134,20 @@ def wait_size(nqn: str, nsid: int, size: int, timeout: float = 30.0) -> None:
 def wait_counter(name: str, value: int, timeout: float = 30.0) -> None:
     """Wait until one of the daemon's counters is at least this."""
     wait_until(lambda: counters().get(name, 0) >= value, timeout, f"counter {name} to be {value}")
+
+
+def loss_timeouts_stay(seconds: float) -> bool:
+    """Watch the controllers for this long. Returns whether none went, and the kernel's patience stayed the same."""
+
+    def look() -> dict[str, str]:
+        return {str(path): path.read_text(encoding="ascii") for path in Path("/sys/class/nvme").glob("*/ctrl_loss_tmo")}
+
+    before = look()
+    try:
+        wait_until(lambda: look() != before, seconds, "another timeout")
+    except TimeoutError:
+        return True
+    return False
 
 
 def counters() -> dict[str, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import uuid
+import zlib
 from pathlib import Path
 
 from .waiting import command
@@ -129,6 +131,18 @@ def allow_host(nqn: str, host: str) -> None:
 
 def deny_host(nqn: str, host: str) -> None:
     (CONFIG / "subsystems" / nqn / "allowed_hosts" / host).unlink()
+
+
+def require_secret(host: str) -> None:
+    """From now on a host that subsystems allow by name has to know a secret (DH-HMAC-CHAP), which it is not told."""
+    key = b"known to the target only, and no"[:32]
+    encoded = base64.b64encode(key + zlib.crc32(key).to_bytes(4, "little")).decode()
+    _set(CONFIG / "hosts" / host / "dhchap_key", f"DHHC-1:00:{encoded}:")
+
+
+def forget_host(host: str) -> None:
+    """A host that no subsystem allows by name any more, and its secret."""
+    (CONFIG / "hosts" / host).rmdir()
 
 
 def subsystems() -> list[str]:
