@@ -21,7 +21,7 @@ files=(CHANGELOG.md LICENSE Makefile README.md pyproject.toml nvmeofd dbus libex
 if [[ " $DEB_BUILD_OPTIONS " == *" nocheck "* ]]; then
     DEB_BUILD_PROFILES=nocheck
 else
-    files+=(tests)
+    files+=(docs scripts tests)
 fi
 
 list=$(git ls-files -- "${files[@]}")
