@@ -33,8 +33,9 @@ def here(text: str) -> str:
     return text
 
 
-def script(document: str, name: str) -> str:
-    found = re.search(rf"(?ms)^```sh {re.escape(name)}\n(.*?)^```$", document)
+def block(document: str, head: str) -> str:
+    """The block of code that begins with this line."""
+    found = re.search(rf"(?ms)^```{re.escape(head)}\n(.*?)^```$", document)
     assert found is not None
     return here(found[1])
 
@@ -57,7 +58,7 @@ def exported(daemon: Daemon) -> Iterator[Guest]:
     guest = daemon.guest
     host = guest.call(initiator.host_nqn)
     guest.run(f"truncate --size=320M {FILE}")
-    guest.write("/var/tmp/target.sh", re.sub(r"(?m)^host=\S+", f"host={host}", script(STARTED, "target.sh")).encode())
+    guest.write("/var/tmp/target.sh", re.sub(r"(?m)^host=\S+", f"host={host}", block(STARTED, "sh target.sh")).encode())
     guest.run("sh /var/tmp/target.sh")
     yield guest
     guest.run(
@@ -75,7 +76,7 @@ def test_first_volume_and_a_report(exported: Guest) -> None:
     assert exported.run(command).out.strip() == answer
 
     exported.run(
-        f"cd /var/tmp && cat >collect.sh <<'END'\n{script(GUIDE, 'collect.sh')}END\nsh collect.sh", timeout=60.0
+        f"cd /var/tmp && cat >collect.sh <<'END'\n{block(GUIDE, 'sh collect.sh')}END\nsh collect.sh", timeout=60.0
     )
     report = exported.read("/var/tmp/nvmeofd-report.txt").decode()
     for part in ('"phase": "staged"', NQN, "/srv/vol1", "nvmeofd.service", "live", "/run/nvme/registry"):
@@ -84,3 +85,25 @@ def test_first_volume_and_a_report(exported: Guest) -> None:
     command, answer = typed((DOCS.parent / "README.md").read_text(), "Unstage")
     assert exported.run(command).out.strip() == answer
     exported.run("rm /var/tmp/nvmeofd-report.txt /var/tmp/collect.sh /var/tmp/target.sh")
+
+
+def test_unit_that_stages_and_one_that_waits_for_it(exported: Guest) -> None:
+    stage, _ = typed(STARTED, "Stage")
+    exported.write("/var/tmp/stage.sh", f"exec {stage}\n".encode())
+    unit = re.sub(r"(?m)^ExecStart=.*", "ExecStart=/bin/sh /var/tmp/stage.sh", block(STARTED, "ini stage-vol1.service"))
+    user = "[Service]\nExecStart=/bin/sh -c 'cd /srv/vol1 && exec sleep infinity'\n" + block(STARTED, "ini")
+    exported.write("/run/systemd/system/stage-vol1.service", unit.encode())
+    exported.write("/run/systemd/system/uses-vol1.service", user.encode())
+    exported.run("systemctl daemon-reload && systemctl start uses-vol1.service", timeout=120.0)
+    assert exported.run("systemctl is-active stage-vol1.service uses-vol1.service").out.split() == ["active"] * 2
+    # Stopped in the reverse order: the program, then the mount, which its unit knew of before it was there.
+    assert "uses-vol1.service" in exported.run("systemctl show --property=Before srv-vol1.mount").out
+    exported.run("systemctl restart nvmeofd.service", timeout=120.0)
+    assert exported.run("systemctl is-active stage-vol1.service uses-vol1.service").out.split() == ["active"] * 2
+    exported.run("systemctl stop srv-vol1.mount uses-vol1.service", timeout=120.0)
+    assert exported.run("findmnt /srv/vol1", check=False).rc != 0
+    exported.run("systemctl stop stage-vol1.service")
+
+    unstage, answer = typed((DOCS.parent / "README.md").read_text(), "Unstage")
+    assert exported.run(unstage).out.strip() == answer
+    exported.run("rm /run/systemd/system/*-vol1.service /var/tmp/stage.sh /var/tmp/target.sh; systemctl daemon-reload")
