@@ -11,13 +11,17 @@ INSTALL ?= install -p
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' nvmeofd/__init__.py)
 VENV := .venv/bin
+define newline
+
+
+endef
 # Passed on to pytest: make unit ARGS="-k guard"
 ARGS ?=
 # For make soak: how many histories, and the seed of the first.
 SEEDS ?= 10000
 FIRST ?= 0
 
-.PHONY: help setup lint format check check-fast unit vm soak fuzz demo bench deb lintian rpm rpmlint release install-data clean
+.PHONY: help setup lint format manual check check-fast unit vm soak fuzz demo bench deb lintian rpm rpmlint release install-data clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,11 +34,14 @@ lint: setup ## ruff, mypy, mandoc
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
-	mandoc -T lint -W warning man/*.[58]
+	mandoc -T lint -W warning man/*.[158]
 
 format: setup ## let ruff format and fix
 	$(VENV)/ruff format
 	$(VENV)/ruff check --fix
+
+manual: setup ## man/org.nvmeofd1.5 from dbus/org.nvmeofd1.xml
+	$(VENV)/python scripts/dbus_man.py dbus/org.nvmeofd1.xml man/org.nvmeofd1.5
 
 # One run of pytest over all tiers, and nothing after it: its summary is the last thing said.
 check: lint deb rpm ## everything: lint, then all tests
@@ -91,9 +98,9 @@ install-data: ## service, policies and the rest, into DESTDIR
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.service $(DESTDIR)$(DATADIR)/dbus-1/system-services/org.nvmeofd1.service
 	$(if $(wildcard dbus/org.nvmeofd1.xml),$(INSTALL) -D -m 644 dbus/org.nvmeofd1.xml \
 		$(DESTDIR)$(DATADIR)/dbus-1/interfaces/org.nvmeofd1.xml)
-	$(INSTALL) -D -m 644 man/nvmeofd.conf.5 $(DESTDIR)$(DATADIR)/man/man5/nvmeofd.conf.5
 	$(INSTALL) -D -m 644 polkit/org.nvmeofd1.policy $(DESTDIR)$(DATADIR)/polkit-1/actions/org.nvmeofd1.policy
-	$(INSTALL) -D -m 644 man/nvmeofd.8 $(DESTDIR)$(DATADIR)/man/man8/nvmeofd.8
+	$(foreach page,$(wildcard man/*.[158]),$(INSTALL) -D -m 644 $(page) \
+		$(DESTDIR)$(DATADIR)/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))$(newline))
 
 clean: ## remove what was built, and .venv
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
