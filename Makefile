@@ -3,14 +3,21 @@ SHELL := /bin/bash
 
 DESTDIR ?=
 PREFIX ?= /usr
+BINDIR ?= $(PREFIX)/bin
 LIBEXECDIR ?= $(PREFIX)/libexec
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 DATADIR ?= $(PREFIX)/share
 SYSCONFDIR ?= /etc
+# Debian's zsh looks for what packages bring in vendor-completions, others in site-functions.
+ZSHDIR ?= $(DATADIR)/zsh/$(if $(wildcard /etc/debian_version),vendor-completions,site-functions)
 INSTALL ?= install -p
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' nvmeofd/__init__.py)
 VENV := .venv/bin
+define newline
+
+
+endef
 # Passed on to pytest: make unit ARGS="-k guard"
 ARGS ?=
 # For make soak: how many histories, and the seed of the first.
@@ -30,7 +37,7 @@ lint: setup ## ruff, mypy, mandoc
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
-	mandoc -T lint -W warning man/*.8
+	mandoc -T lint -W warning man/*.[158]
 
 format: setup ## let ruff format and fix
 	$(VENV)/ruff format
@@ -63,6 +70,7 @@ demo: setup deb ## the main job, shown in a guest
 bench: setup deb ## what the daemon costs, measured here and in a guest
 	$(VENV)/python -m bench.mounts
 	$(VENV)/python -m bench.storm
+	$(VENV)/python -m bench.ctl
 	$(VENV)/python -m bench.cycle $(ARGS)
 
 deb: setup ## build/deb/nvmeofd_VERSION_all.deb from the tracked files as they are
@@ -94,7 +102,12 @@ install-data: ## service, bus policy and the rest, into DESTDIR
 	$(INSTALL) -D -m 644 dbus/org.nvmeofd1.service $(DESTDIR)$(DATADIR)/dbus-1/system-services/org.nvmeofd1.service
 	$(if $(wildcard dbus/org.nvmeofd1.xml),$(INSTALL) -D -m 644 dbus/org.nvmeofd1.xml \
 		$(DESTDIR)$(DATADIR)/dbus-1/interfaces/org.nvmeofd1.xml)
-	$(INSTALL) -D -m 644 man/nvmeofd.8 $(DESTDIR)$(DATADIR)/man/man8/nvmeofd.8
+	$(foreach page,$(wildcard man/*.[158]),$(INSTALL) -D -m 644 $(page) \
+		$(DESTDIR)$(DATADIR)/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))$(newline))
+	$(INSTALL) -D -m 755 bin/nvmeofctl $(DESTDIR)$(BINDIR)/nvmeofctl
+	$(INSTALL) -D -m 644 completions/nvmeofctl.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/nvmeofctl
+	$(INSTALL) -D -m 644 completions/nvmeofctl.zsh $(DESTDIR)$(ZSHDIR)/_nvmeofctl
+	$(INSTALL) -D -m 644 completions/nvmeofctl.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/nvmeofctl.fish
 
 clean: ## remove what was built, and .venv
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -17,7 +17,7 @@ out=build/deb
 deb=$out/nvmeofd_${version}_all.deb
 tree=$out/nvmeofd-$version
 
-files=(CHANGELOG.md LICENSE Makefile README.md pyproject.toml nvmeofd dbus libexec man packaging systemd)
+files=(CHANGELOG.md LICENSE Makefile README.md pyproject.toml nvmeofd bin completions dbus libexec man packaging systemd)
 if [[ " $DEB_BUILD_OPTIONS " == *" nocheck "* ]]; then
     DEB_BUILD_PROFILES=nocheck
 else

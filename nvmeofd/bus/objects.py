@@ -14,7 +14,8 @@ from nvmeofd.bus.messages import UNKNOWN_OBJECT, DBusError
 from nvmeofd.bus.paths import ROOT, job_path, subsystem_path, volume_path
 from nvmeofd.model import HostIdentity, Subsystem
 from nvmeofd.operations.volumes import Volume
-from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.requests import parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.typed import Typed
 
 Options = Mapping[str, Typed]
 

@@ -15,7 +15,8 @@ from nvmeofd.journal import Journal, Phase
 from nvmeofd.model import VolumeState
 from nvmeofd.operations.engine import Engine
 from nvmeofd.operations.volumes import Volume
-from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.requests import parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.typed import Typed
 from nvmeofd.workers import Job
 from tests.simulation.bounds import excess
 from tests.simulation.faults import FaultPlan
