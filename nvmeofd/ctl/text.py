@@ -159,8 +159,5 @@ def duration(seconds: float) -> str:
 
 
 def moment(microseconds: int) -> str:
-    """Microseconds since 1970 in local time, to the second. What no clock can show is shown as a number."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(microseconds / 1_000_000)).rstrip()
-    except (OverflowError, ValueError, OSError):
-        return str(microseconds)
+    """Microseconds since 1970 in local time, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(microseconds // 1_000_000)).rstrip()
