@@ -38,9 +38,9 @@ _nvmeofctl() {
     while IFS=$'\t' read -r value description; do
         if [[ $value == :directories ]]; then
             while IFS= read -r directory; do
-                COMPREPLY+=("$(_nvmeofctl_quoted "$quote" "${directory#"$before"}")")
+                COMPREPLY+=("$(_nvmeofctl_quoted "$quote" "${directory#"$before"}")/")
+                compopt -o nospace
             done < <(compgen -d -- "$current")
-            ((${#COMPREPLY[@]} != 1)) || [[ ! -d $current* ]] || compopt -o nospace
             continue
         fi
         [[ $value == "$current"* ]] || continue

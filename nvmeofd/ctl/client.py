@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +63,7 @@ class Client:
         self._interactive = interactive
         self._owner = ""
         self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        self._listener: Callable[[Event], None] = self._events.put_nowait
 
     async def call(
         self,
@@ -131,8 +132,17 @@ class Client:
 
     # Signals
 
-    async def watch(self) -> bool:
-        """Collect the daemon's signals from now on; returns whether it runs. Raises Failure."""
+    async def watch(self, listener: Callable[[Event], None] | None = None) -> bool:
+        """Take the daemon's signals from now on; returns whether it runs.
+
+        ``listener`` gets each one at once, so that those sent before a reply come before that reply. Without one they
+        wait for :meth:`event`.
+
+        Raises:
+            Failure: the bus does not let us.
+        """
+        if listener is not None:
+            self._listener = listener
         self._connection.on_signal = self._on_signal
         rules = (
             f"type='signal',sender='{SERVICE_NAME}'",
@@ -169,7 +179,7 @@ class Client:
         except (BadMessage, ValueError, TypeError, AttributeError):
             return  # not what the interface says it is
         if event is not None:
-            self._events.put_nowait(event)
+            self._listener(event)
 
     def _event(self, message: Message) -> Event | None:
         if message.oversized:

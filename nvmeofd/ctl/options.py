@@ -81,6 +81,12 @@ def text(value: str) -> str:
     return value
 
 
+def path(value: str) -> str:
+    """A staging path. The slash that completion leaves at the end of a directory is not part of it."""
+    stripped = text(value).rstrip("/")
+    return stripped if stripped.startswith("/") else value
+
+
 def unsigned(value: str) -> int:
     return _number(value, 0, U32)
 

@@ -158,7 +158,7 @@ def _usage(argument: Argument) -> str:
 
 def parser(verb: Verb) -> Parser:
     """The parser for the arguments after ``verb``."""
-    from nvmeofd.ctl.options import BY_VERB, Parser, add_options, text
+    from nvmeofd.ctl.options import BY_VERB, Parser, add_options, path, text
 
     examples = "\n".join(f"  {PROG} {line}" for line in verb.examples)
     made = Parser(
@@ -169,7 +169,8 @@ def parser(verb: Verb) -> Parser:
         add_help=False,
     )
     for argument in verb.arguments:
-        made.add_argument(argument.name, help=argument.help, type=text, nargs=argument.nargs)
+        kind = path if {"volumes", "directories"} & {*argument.completes} else text
+        made.add_argument(argument.name, help=argument.help, type=kind, nargs=argument.nargs)
     if verb.name == "show":
         made.add_argument("--property", action="append", metavar="NAME", help="only this; may be given several times")
         made.add_argument("--value", action="store_true", help="values without their names")

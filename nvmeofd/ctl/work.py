@@ -9,7 +9,7 @@ from typing import Any
 
 from nvmeofd.bus.dbusnext import variant
 from nvmeofd.bus.paths import ROOT, job_path
-from nvmeofd.ctl.client import JOB, MANAGER, Client, connected, missing, reply_timeout
+from nvmeofd.ctl.client import JOB, MANAGER, Client, Event, connected, missing, reply_timeout
 from nvmeofd.ctl.options import DISCONNECT, STAGE, UNSTAGE, given, text
 from nvmeofd.ctl.outcome import NOT_FOUND, OURS, STANDARD, Exit, Failure, Refusal, failure
 from nvmeofd.ctl.output import Output
@@ -120,41 +120,33 @@ async def _perform(
     values: dict[str, tuple[str, Any]],
 ) -> list[Any]:
     """Make the call, and show how it gets on until its reply is there."""
+
+    def listen(event: Event) -> None:
+        if job.take(event):
+            progress.show(job.step, job.numbers)
+
     if not progress.quiet:
-        await client.watch()
+        await client.watch(listen)
     timeout = reply_timeout(values["timeout"][1] if "timeout" in values else None)
-    reply = asyncio.create_task(
-        client.call(ROOT, MANAGER, member, signature, *call, timeout=timeout, start=True), name=member
-    )
-    following = asyncio.create_task(_follow(client, job, progress), name="progress")
+    clock = asyncio.create_task(_tick(job, progress), name="clock") if progress.live else None
     try:
-        return await reply
+        return await client.call(ROOT, MANAGER, member, signature, *call, timeout=timeout, start=True)
     except asyncio.CancelledError:
         progress.clear()
         _say_it_goes_on(job)
         raise
     finally:
-        for task in (reply, following):
-            task.cancel()
-        await asyncio.gather(reply, following, return_exceptions=True)
+        if clock is not None:
+            clock.cancel()
+            await asyncio.gather(clock, return_exceptions=True)
         progress.clear()
 
 
-async def _follow(client: Client, job: OwnJob, progress: Progress) -> None:
-    event: asyncio.Task[Any] | None = None
-    try:
-        while True:
-            if event is None:
-                event = asyncio.create_task(client.event())
-            done, _ = await asyncio.wait({event}, timeout=TICK if progress.live and job.step else None)
-            if done:
-                news, event = event.result(), None
-                if not job.take(news):
-                    continue
-            progress.show(job.step, job.numbers)
-    finally:
-        if event is not None:
-            event.cancel()
+async def _tick(job: OwnJob, progress: Progress) -> None:
+    """Keep the time that is shown current."""
+    while True:
+        await asyncio.sleep(TICK)
+        progress.show(job.step, job.numbers)
 
 
 def _say_it_goes_on(job: OwnJob) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 import nvmeofd
-from nvmeofd.ctl import main as module
 from nvmeofd.ctl.main import main, split
 from nvmeofd.ctl.options import BY_VERB, given
 from nvmeofd.ctl.outcome import Exit, Failure
-from nvmeofd.ctl.verbs import VERBS, parser
+from nvmeofd.ctl.verbs import COMMON_FLAGS, VERBS, parser
 
 ROOT = Path(__file__).parents[3]
 XML = (ROOT / "dbus/org.nvmeofd1.xml").read_text()
@@ -64,7 +63,10 @@ def test_every_method_of_the_manager_is_a_verb() -> None:
         (["--read-only"], {"read-only": ("b", True)}),
         (["--no-fsck", "--hdr-digest"], {"fsck": ("b", False), "hdr-digest": ("b", True)}),
         (["--mount-options", "a,b", "--mount-options=c"], {"mount-options": ("as", ["a", "b", "c"])}),
-        (["--mkfs-options=-L 'a b' -O ^c,d", "--mkfs-options=-q"], {"mkfs-options": ("as", ["-L", "a b", "-O", "^c,d", "-q"])}),
+        (
+            ["--mkfs-options=-L 'a b' -O ^c,d", "--mkfs-options=-q"],
+            {"mkfs-options": ("as", ["-L", "a b", "-O", "^c,d", "-q"])},
+        ),
         (["--ctrl-loss-tmo", "-1", "--fast-io-fail-tmo=5"], {"ctrl-loss-tmo": ("i", -1), "fast-io-fail-tmo": ("i", 5)}),
         (["--min-paths=2", "--timeout", "120"], {"min-paths": ("u", 2), "timeout": ("u", 120)}),
     ],
@@ -79,6 +81,18 @@ def test_options_between_the_arguments() -> None:
     arguments = parser(VERBS["stage"]).parse_intermixed_args(words)
     assert (arguments.NQN, arguments.NAMESPACE) == (NQN, "nsid.1")
     assert (arguments.ADDRESS, arguments.PATH) == (["tcp://a", "tcp://b"], "/srv/one")
+
+
+@pytest.mark.parametrize(
+    ("typed", "path"),
+    [("/srv/one/", "/srv/one"), ("/srv/one///", "/srv/one"), ("/", "/"), ("srv/", "srv/"), ("/a//b", "/a//b")],
+)
+def test_a_slash_at_the_end(typed: str, path: str) -> None:
+    before = {"stage": STAGE[:3], "unstage": [], "show": [], "status": []}
+    for verb, words in before.items():
+        arguments = parser(VERBS[verb]).parse_intermixed_args([*words, typed])
+        found = vars(arguments)[VERBS[verb].arguments[-1].name]
+        assert found == ([path] if verb == "status" else path)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +172,7 @@ def test_examples_are_understood() -> None:
         for example in verb.examples:
             words = example.partition(" | ")[0].split()
             assert words[0] == verb.name
-            own = [word for word in words[1:] if word not in module.COMMON_FLAGS]
+            own = [word for word in words[1:] if word not in COMMON_FLAGS]
             parser(verb).parse_intermixed_args(own)
 
 
