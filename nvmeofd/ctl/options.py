@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 U32 = 0xFFFF_FFFF
 I32 = 0x7FFF_FFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One key of an ``a{sv}``: its D-Bus type, how its value is called, what it means, and values to choose from."""
 
     key: str

@@ -55,7 +55,7 @@ async def ctl(bus: PrivateBus | str, *words: str, stdin: str = "", **more: str) 
     async with running(bus, *words, env=more) as process:
         out, err = await process.communicate(stdin.encode())
     assert process.returncode is not None
-    assert b"Traceback" not in err, err.decode()
+    assert not [line for line in err.splitlines() if line.startswith(b"Traceback")], err.decode()
     return subprocess.CompletedProcess(words, process.returncode, out.decode(), err.decode())
 
 
