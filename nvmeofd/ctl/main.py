@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nvmeofd.ctl.outcome import Failure
     from nvmeofd.ctl.verbs import Verb
 
-_FAILED, _BROKEN_PIPE = 1, 141  # as in outcome.Exit
+_FAILED, _INTERRUPTED, _BROKEN_PIPE = 1, 130, 141  # as in outcome.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Nobody reads on. What is buffered must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     except OSError as error:
         sys.stderr.write(f"{PROG}: {error}\n")
         return _FAILED
@@ -100,7 +102,7 @@ def _act(verb: Verb, words: list[str]) -> int:
     import asyncio
     from importlib import import_module
 
-    from nvmeofd.ctl.outcome import Exit, Failure
+    from nvmeofd.ctl.outcome import Failure
     from nvmeofd.ctl.output import Output
     from nvmeofd.log import log
 
@@ -110,8 +112,6 @@ def _act(verb: Verb, words: list[str]) -> int:
     action = getattr(import_module(f"nvmeofd.ctl.{module}"), function)
     try:
         return int(asyncio.run(action(arguments, output, interactive=not common["--no-ask-password"])))
-    except KeyboardInterrupt:
-        return int(Exit.INTERRUPTED)
     except Failure as error:
         sys.stdout.flush()
         _complain(error, verb.name, nqn=getattr(arguments, "NQN", ""), path=getattr(arguments, "PATH", ""))

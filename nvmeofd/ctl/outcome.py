@@ -143,7 +143,11 @@ STANDARD_REFUSALS: dict[str, Refusal] = {
     "NameHasNoOwner": _STOPPED,
     "ServiceUnknown": _STOPPED,
     "Disconnected": _STOPPED,
-    "TimedOut": _STOPPED,
+    "TimedOut": Refusal(
+        Exit.UNREACHABLE,
+        "systemctl status nvmeofd tells how it is; systemctl restart nvmeofd starts it anew, and mounts and connections "
+        "stay.",
+    ),
     "InvalidArgs": _OTHER_VERSION,
     "UnknownInterface": _OTHER_VERSION,
     "UnknownMethod": _OTHER_VERSION,

@@ -156,7 +156,8 @@ def _say_it_goes_on(job: OwnJob) -> None:
         lines = f"the operation goes on. Watch it with nvmeofctl jobs; stop and undo it with {commands}"
     else:
         lines = "what was asked for goes on. See with nvmeofctl jobs"
-    sys.stderr.write(f"\nnvmeofctl: {lines}\n")
+    start = "\n" if sys.stderr.isatty() else ""  # the terminal shows ^C
+    sys.stderr.write(f"{start}nvmeofctl: {lines}\n")
 
 
 def _variants(values: dict[str, tuple[str, Any]]) -> dict[str, Any]:

@@ -149,6 +149,14 @@ def test_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) 
     assert shown.out == ""
 
 
+def test_interrupted_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nvmeofd.ctl.main._run", interrupt)
+    assert main(["list"]) == Exit.INTERRUPTED
+
+
 @pytest.mark.parametrize("words", [["--version"], ["--json", "--version"]])
 def test_version(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
