@@ -145,8 +145,8 @@ STANDARD_REFUSALS: dict[str, Refusal] = {
     "Disconnected": _STOPPED,
     "TimedOut": Refusal(
         Exit.UNREACHABLE,
-        "systemctl status nvmeofd tells how it is; systemctl restart nvmeofd starts it anew, and mounts and connections "
-        "stay.",
+        "systemctl status nvmeofd tells how it is; systemctl restart nvmeofd starts it anew; mounts and "
+        "connections stay.",
     ),
     "InvalidArgs": _OTHER_VERSION,
     "UnknownInterface": _OTHER_VERSION,
