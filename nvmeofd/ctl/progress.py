@@ -26,7 +26,7 @@ class OwnJob:
         self._operation = operation
         self._path = path
         self._nqn = nqn
-        self._uid = os.getuid() if uid is None else uid
+        self._uid = os.geteuid() if uid is None else uid
         self._candidates: dict[str, dict[str, object]] = {}
         self._last: dict[str, object] = {}
 
