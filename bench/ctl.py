@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.bus.ctl import SCRIPT, environment
@@ -51,16 +54,31 @@ def run(address: str, *words: str, options: tuple[str, ...] = ()) -> bytes:
 
 
 def measure(address: str, volumes: int, repeats: int) -> None:
-    rows = [
-        ("the interpreter alone", times(lambda: subprocess.run([*INTERPRETER, "-c", ""], check=True), repeats)),
-        ("nvmeofctl --version", times(lambda: run(address, "--version"), repeats)),
-        ("nvmeofctl stage --help", times(lambda: run(address, "stage", "--help"), repeats)),
-        ("completion of a verb", times(lambda: run(address, "__complete", "--", "st"), repeats)),
-        ("completion of a staging path", times(lambda: run(address, "__complete", "--", "unstage", ""), repeats)),
-        (f"nvmeofctl list, {volumes} volumes", times(lambda: run(address, "list"), repeats)),
-        ("busctl --list tree, the same", times(lambda: busctl(address), repeats)),
-    ]
-    show("from start to end", rows)
+    actions: dict[str, Callable[[], object]] = {
+        "the interpreter alone": lambda: subprocess.run([*INTERPRETER, "-c", ""], check=True),
+        "nvmeofctl --version": lambda: run(address, "--version"),
+        "nvmeofctl stage --help": lambda: run(address, "stage", "--help"),
+        "completion of a verb": lambda: run(address, "__complete", "--", "st"),
+        "completion of a staging path": lambda: run(address, "__complete", "--", "unstage", ""),
+        f"nvmeofctl list, {volumes} volumes": lambda: run(address, "list"),
+        "busctl tree --list, the same": lambda: busctl(address),
+    }
+    taken: list[tuple[str, list[float]]] = []
+    worked: list[tuple[str, list[float]]] = []
+    for label, action in actions.items():
+        processor: list[float] = []
+        taken.append((label, times(partial(work, action, processor), repeats)))
+        worked.append((label, processor))
+    show("from start to end", taken)
+    show("processor time", worked)
+
+
+def work(action: Callable[[], object], taken: list[float]) -> None:
+    """Note the milliseconds of processor time that the processes of an action take."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    action()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken.append((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000)
 
 
 def busctl(address: str) -> None:

@@ -148,7 +148,7 @@ STANDARD_REFUSALS: dict[str, Refusal] = {
         "systemctl status nvmeofd tells how it is; systemctl restart nvmeofd starts it anew; mounts and "
         "connections stay.",
     ),
-    "InvalidArgs": _OTHER_VERSION,
+    "InvalidArgs": Refusal(Exit.FAILED, f"Give fewer or shorter arguments. If they are usual: {_OTHER_VERSION.hint}"),
     "UnknownInterface": _OTHER_VERSION,
     "UnknownMethod": _OTHER_VERSION,
     "UnknownProperty": _OTHER_VERSION,
