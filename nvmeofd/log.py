@@ -6,6 +6,8 @@ import logging
 import sys
 
 log = logging.getLogger("nvmeofd")
+# Without :func:`setup`, as in the command-line client, nothing is written anywhere.
+log.addHandler(logging.NullHandler())
 
 _LONGEST = 4096  # characters, as many as a path has bytes
 

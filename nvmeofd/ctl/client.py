@@ -24,7 +24,6 @@ from nvmeofd.bus.messages import (
 from nvmeofd.bus.paths import ROOT, SERVICE_NAME
 from nvmeofd.ctl.outcome import NO_BUS, NOT_INSTALLED, STANDARD, Exit, Failure, Refusal, failure, refusal
 from nvmeofd.ctl.snapshot import Snapshot
-from nvmeofd.log import log
 
 MANAGER = "org.nvmeofd1.Manager"
 SUBSYSTEM = "org.nvmeofd1.Subsystem"
@@ -215,7 +214,6 @@ async def connected(*, interactive: bool = False) -> AsyncIterator[Client]:
     Raises:
         Failure: there is no bus.
     """
-    log.disabled = True  # what it has to say is in the errors
     try:
         connection = await Connection.open(max_body=MAX_REPLY)
     except BusLost as error:

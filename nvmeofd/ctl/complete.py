@@ -149,9 +149,6 @@ def _snapshot() -> Snapshot | None:
     import asyncio
 
     from nvmeofd.ctl.client import connected
-    from nvmeofd.log import log
-
-    log.disabled = True
 
     async def ask() -> Snapshot:
         async with asyncio.timeout(PATIENCE), connected() as client:

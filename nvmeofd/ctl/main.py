@@ -104,9 +104,7 @@ def _act(verb: Verb, words: list[str]) -> int:
 
     from nvmeofd.ctl.outcome import Failure
     from nvmeofd.ctl.output import Output
-    from nvmeofd.log import log
 
-    log.disabled = True  # the errors say it all
     output = Output(as_json=common["--json"], legend=not common["--no-legend"], quiet=common["--quiet"])
     module, function = verb.does
     action = getattr(import_module(f"nvmeofd.ctl.{module}"), function)
