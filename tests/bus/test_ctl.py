@@ -21,7 +21,7 @@ from nvmeofd.requests import DisconnectRequest, StageRequest, UnstageRequest
 from tests.bus import test_engine
 from tests.bus.ctl import ctl, ctl_json, running
 from tests.bus.fake import NQN, FakeCore, FakeJob, subsystem, volume
-from tests.bus.harness import PrivateBus, service
+from tests.bus.harness import PrivateBus, ScriptedBus, service
 from tests.bus.test_load import Gate
 
 STAGE = ("stage", NQN, "nsid.1", "tcp://127.0.0.1", "/srv/one")
@@ -506,6 +506,16 @@ class TestUnreachable:
             done = await ctl("unix:path=/nowhere/socket", *words)
             assert done.returncode == Exit.UNREACHABLE
             assert "systemctl status dbus" in done.stderr
+
+    async def test_a_bus_that_says_nothing(self) -> None:
+        """Whoever presses Tab is not kept waiting for ever."""
+
+        async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        async with ScriptedBus(say_nothing) as scripted:
+            done = await ctl(scripted.address, "__complete", "--", "unstage", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
     async def test_not_installed(self, bus: PrivateBus) -> None:
         for words in (("list",), STAGE, ("cancel", "7")):
