@@ -116,6 +116,10 @@ _STOPPED = Refusal(
     Exit.UNREACHABLE,
     "Start it with systemctl start nvmeofd; systemctl status nvmeofd tells why it does not run.",
 )
+_NOT_STARTED = Refusal(
+    Exit.UNREACHABLE,
+    "systemctl status nvmeofd tells why; once that is mended, start it with systemctl start nvmeofd.",
+)
 _OTHER_VERSION = Refusal(
     Exit.FAILED,
     "nvmeofctl and nvmeofd do not fit together. After an upgrade restart it with systemctl restart nvmeofd; "
@@ -194,12 +198,17 @@ def refusal(name: str) -> Refusal:
     if name.startswith(OURS):
         # A later daemon may have more names: they are answered, too.
         return REFUSALS.get(name.removeprefix(OURS), REFUSALS["Failed"])
-    if name.startswith((f"{STANDARD}Spawn.", "org.freedesktop.systemd1.")):
-        return _STOPPED  # the bus tried to start it
-    return STANDARD_REFUSALS.get(name.removeprefix(STANDARD), REFUSALS["Failed"])
+    if name.startswith((STANDARD, "org.freedesktop.systemd1.")):
+        # The daemon sends no others of these: such as Spawn.ChildExited and, for a masked unit, FileExists come from
+        # the bus, which tried to start it.
+        return STANDARD_REFUSALS.get(name.removeprefix(STANDARD), _NOT_STARTED)
+    return REFUSALS["Failed"]
 
 
 def failure(name: str, text: str) -> Failure:
     """The error ``name`` with its ``text`` as the end of a command."""
     short = name.removeprefix(OURS).removeprefix(STANDARD)
-    return Failure(text or short, refusal(name), name=short)
+    found = refusal(name)
+    if found is _NOT_STARTED:
+        return Failure(f"nvmeofd cannot be started: {text or short}", found, name=short)
+    return Failure(text or short, found, name=short)

@@ -84,7 +84,7 @@ def test_the_main_job(ctl: Ctl) -> None:
     assert [one["Address"] for one in shown["Controllers"]] == list(BOTH)
     assert [(one["Kind"], one["Detail"]) for one in shown["Users"]] == [("mount", PATH)]
 
-    done = ctl("disconnect", NQN, code=6)
+    done = ctl("--quiet", "disconnect", NQN, code=6)
     assert done.err.startswith(f"nvmeofctl: InUse: {NQN} is in use")
     assert f"nvmeofctl status {NQN}" in done.err
 
@@ -132,6 +132,7 @@ def test_the_daemon_does_not_run(ctl: Ctl) -> None:
     assert ctl.guest.call(service.show, "ActiveState") == "inactive"
     ctl.guest.run(["systemctl", "mask", "--runtime", "nvmeofd.service"])
     done = ctl("disconnect", NQN, code=3)
+    assert "nvmeofd cannot be started" in done.err
     assert "systemctl status nvmeofd" in done.err
     ctl.guest.run(["systemctl", "unmask", "--runtime", "nvmeofd.service"])
     assert ctl("disconnect", NQN).out == f"{NQN} was not connected\n"

@@ -114,6 +114,7 @@ def test_the_manual_has_every_verb_and_option() -> None:
         (f"{STANDARD}AccessDenied", Exit.DENIED),
         (f"{STANDARD}ServiceUnknown", Exit.UNREACHABLE),
         (f"{STANDARD}Spawn.ChildExited", Exit.UNREACHABLE),
+        (f"{STANDARD}FileExists", Exit.UNREACHABLE),  # a masked unit
         ("org.freedesktop.systemd1.UnitMasked", Exit.UNREACHABLE),
         ("com.example.Whatever", Exit.FAILED),
         ("", Exit.FAILED),
@@ -121,6 +122,12 @@ def test_the_manual_has_every_verb_and_option() -> None:
 )
 def test_names(name: str, code: Exit) -> None:
     assert refusal(name).code is code
+
+
+def test_a_service_that_cannot_be_started() -> None:
+    found = failure(f"{STANDARD}Spawn.ChildExited", "it exited with status 1")
+    assert found.text == "nvmeofd cannot be started: it exited with status 1"
+    assert "systemctl status nvmeofd" in found.hint
 
 
 def test_an_error_without_a_text() -> None:
