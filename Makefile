@@ -3,10 +3,13 @@ SHELL := /bin/bash
 
 DESTDIR ?=
 PREFIX ?= /usr
+BINDIR ?= $(PREFIX)/bin
 LIBEXECDIR ?= $(PREFIX)/libexec
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 DATADIR ?= $(PREFIX)/share
 SYSCONFDIR ?= /etc
+# Debian's zsh looks for what packages bring in vendor-completions, others in site-functions.
+ZSHDIR ?= $(DATADIR)/zsh/$(if $(wildcard /etc/debian_version),vendor-completions,site-functions)
 INSTALL ?= install -p
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' nvmeofd/__init__.py)
@@ -70,6 +73,7 @@ demo: setup deb ## the main job, shown in a guest
 bench: setup deb ## what the daemon costs, measured here and in a guest
 	$(VENV)/python -m bench.mounts
 	$(VENV)/python -m bench.storm
+	$(VENV)/python -m bench.ctl
 	$(VENV)/python -m bench.cycle $(ARGS)
 
 deb: setup ## build/deb/nvmeofd_VERSION_all.deb from the tracked files as they are
@@ -101,6 +105,10 @@ install-data: ## service, policies and the rest, into DESTDIR
 	$(INSTALL) -D -m 644 polkit/org.nvmeofd1.policy $(DESTDIR)$(DATADIR)/polkit-1/actions/org.nvmeofd1.policy
 	$(foreach page,$(wildcard man/*.[158]),$(INSTALL) -D -m 644 $(page) \
 		$(DESTDIR)$(DATADIR)/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page))$(newline))
+	$(INSTALL) -D -m 755 bin/nvmeofctl $(DESTDIR)$(BINDIR)/nvmeofctl
+	$(INSTALL) -D -m 644 completions/nvmeofctl.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/nvmeofctl
+	$(INSTALL) -D -m 644 completions/nvmeofctl.zsh $(DESTDIR)$(ZSHDIR)/_nvmeofctl
+	$(INSTALL) -D -m 644 completions/nvmeofctl.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/nvmeofctl.fish
 
 clean: ## remove what was built, and .venv
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

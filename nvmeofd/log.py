@@ -17,6 +17,8 @@ from typing import Protocol
 from nvmeofd.journald import JournalSocket, JournalStream, encode, is_journal
 
 log = logging.getLogger("nvmeofd")
+# Without :func:`setup`, as in the command-line client, nothing is written anywhere.
+log.addHandler(logging.NullHandler())
 
 _LONGEST = 4096  # characters, as many as a path has bytes
 

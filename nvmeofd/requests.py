@@ -1,7 +1,7 @@
 """Requests as clients make them: options are checked by name and type once, here, and frozen.
 
-The bus hands options over as a mapping from key to :class:`Typed` (D-Bus signature and plain value), so that this
-module needs no D-Bus library.
+The bus hands options over as a mapping from key to :class:`nvmeofd.typed.Typed`, so that this module needs no D-Bus
+library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from nvmeofd.errors import InvalidArgument
 from nvmeofd.model import (
@@ -26,6 +26,7 @@ from nvmeofd.model import (
     parse_subsystem_nqn,
 )
 from nvmeofd.tooloptions import mkfs_options, mount_options
+from nvmeofd.typed import Typed
 
 DEFAULT_FSTYPE = "ext4"  # what is made when a blank device is to be formatted and nothing else is said
 MAX_ADDRESSES = 64
@@ -38,13 +39,6 @@ FORBIDDEN_ROOTS = ("/proc", "/sys", "/dev", "/run/nvmeofd")
 SECRET_OPTIONS = ("dhchap-secret", "dhchap-secret-file", "dhchap-ctrl-secret", "dhchap-ctrl-secret-file")
 
 E = TypeVar("E", bound=StrEnum)
-
-
-class Typed(NamedTuple):
-    """One option value with the D-Bus signature it came with."""
-
-    signature: str
-    value: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

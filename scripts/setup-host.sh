@@ -15,8 +15,8 @@ packages=(
     mandoc
     # the virtual environment; PyGObject and dbus-python are built for it
     ca-certificates gcc libc6-dev libcairo2-dev libdbus-1-dev libgirepository1.0-dev libglib2.0-dev python3-dev python3-venv
-    # tests on a private bus, checks of the unit file
-    dbus dbus-bin dbus-daemon systemd
+    # tests on a private bus, checks of the unit file, completions
+    dbus dbus-bin dbus-daemon systemd fish zsh
     # the programs in docs/clients.md
     jq libglib2.0-bin
     # tests in a guest

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from nvmeofd.bus.dbusnext import BadMessage, decode_body, encode, encode_body, socket_addresses
-from nvmeofd.bus.frames import FrameReader
+from nvmeofd.bus.frames import MAX_BODY, FrameReader
 from nvmeofd.bus.handshake import CONNECT_TIMEOUT, authenticate, connect
 from nvmeofd.bus.messages import BUS_NAME, BUS_PATH, BusLost, DBusError, Flags, Message, MessageType
 from nvmeofd.log import log
@@ -36,14 +36,14 @@ class Connection:
     :meth:`close`; from then on, what is sent goes nowhere.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, max_body: int = MAX_BODY) -> None:
         self.on_call: Callable[[Message], None] = _ignore
         self.on_signal: Callable[[Message], None] = _ignore
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.unique_name = ""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._frames = FrameReader()
+        self._frames = FrameReader(max_body)
         self._serial = 0
         self._pending: dict[int, tuple[str, asyncio.Future[Message]]] = {}  # by serial: who is asked, and the reply
         self._unsent: deque[bytes | memoryview] = deque()
@@ -57,8 +57,10 @@ class Connection:
         self._closed = False
 
     @classmethod
-    async def open(cls, address: str | None = None) -> Connection:
+    async def open(cls, address: str | None = None, *, max_body: int = MAX_BODY) -> Connection:
         """Connect to ``address`` (by default the system bus), authenticate, and get a unique name.
+
+        Messages with a body of more than ``max_body`` bytes are not read.
 
         Raises:
             BusLost: it says which step failed.
@@ -68,7 +70,7 @@ class Connection:
         except ValueError as error:
             raise BusLost(f"cannot connect to the bus: {error}") from None
         sock = await connect(places)
-        self = cls(sock)
+        self = cls(sock, max_body)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await authenticate(sock)
@@ -138,9 +140,9 @@ class Connection:
     # Calling
 
     async def call(
-        self, message: Message, *, timeout: float = CALL_TIMEOUT, reply_signature: str | None = None
+        self, message: Message, *, timeout: float | None = CALL_TIMEOUT, reply_signature: str | None = None
     ) -> list[Any]:
-        """Call a method and return the arguments of its reply.
+        """Call a method and return the arguments of its reply. ``timeout`` is in seconds; None waits for ever.
 
         Where the call goes to the bus or to a unique name, nobody else's reply is taken.
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from nvmeofd.bus.messages import Flags, Message, MessageType
-from nvmeofd.requests import Typed
+from nvmeofd.typed import Typed
 
 if not hasattr(typing, "no_type_check_decorator"):
     # Gone in Python 3.15; dbus-next 0.2.3 applies it at import to decorators that are not used here.

@@ -27,7 +27,8 @@ class FrameReader:
     skipped as it comes in, so it never takes memory; its message is marked as oversized and can be answered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_body: int = MAX_BODY) -> None:
+        self._max_body = max_body
         self._buffer = bytearray()
         self._skip = 0
 
@@ -48,7 +49,7 @@ class FrameReader:
                 log.warning("bus: dropped a message with a header of %d bytes", header_size)
                 self._discard(header_size + body_size)
                 continue
-            oversized = body_size > MAX_BODY
+            oversized = body_size > self._max_body
             size = header_size if oversized else header_size + body_size
             if len(self._buffer) < size:
                 return None

@@ -16,7 +16,8 @@ from nvmeofd.bus.paths import ROOT, job_path, subsystem_path, volume_path
 from nvmeofd.errors import NvmeofdError
 from nvmeofd.model import HostIdentity, OperationKind, Subsystem
 from nvmeofd.operations.volumes import Volume
-from nvmeofd.requests import StageRequest, Typed, parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.requests import StageRequest, parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.typed import Typed
 
 Options = Mapping[str, Typed]
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from nvmeofd.bus.connection import Connection
 from nvmeofd.bus.dbusnext import decode_body, encode, encode_body
-from nvmeofd.bus.frames import FrameReader
+from nvmeofd.bus.frames import MAX_BODY, FrameReader
 from nvmeofd.bus.messages import BUS_NAME, PROPERTIES, Flags, Message, MessageType
 from nvmeofd.bus.paths import ROOT, SERVICE_NAME
 from nvmeofd.bus.service import BusService
@@ -180,10 +180,10 @@ def _as_user(uid: int | None) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def client(bus: PrivateBus, uid: int | None = None) -> AsyncIterator[Client]:
+async def client(bus: PrivateBus, uid: int | None = None, *, max_body: int = MAX_BODY) -> AsyncIterator[Client]:
     """A client, of another user if need be: the bus asks the kernel who connected the socket."""
     with _as_user(uid):
-        connection = await Connection.open(bus.address)
+        connection = await Connection.open(bus.address, max_body=max_body)
     try:
         yield Client(connection)
     finally:

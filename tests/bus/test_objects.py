@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from nvmeofd.bus import frames
 from nvmeofd.bus.messages import OBJECT_MANAGER, PROPERTIES, DBusError, Message
 from nvmeofd.bus.paths import ROOT, job_path, subsystem_path, volume_path
 from nvmeofd.errors import MountFailed
@@ -280,12 +279,11 @@ async def test_a_listing_does_not_contradict_the_signals_before_it(
         }
 
 
-async def test_many_objects(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "MAX_BODY", 64 << 20)  # for the client
+async def test_many_objects(bus: PrivateBus) -> None:
     core = FakeCore()
     for number in range(2000):
         core.add_volume(volume(f"/srv/volume-{number}"))
-    async with service(bus, core), client(bus) as caller:
+    async with service(bus, core), client(bus, max_body=64 << 20) as caller:
         assert len(await managed(caller)) == 2000
         core.states["/srv/volume-7"] = VolumeState.LOST
         assert (await managed(caller))[volume_path("/srv/volume-7")][VOLUME]["State"] == "lost"

@@ -25,7 +25,7 @@ from nvmeofd.bus.dbusnext import (
 )
 from nvmeofd.bus.frames import MAX_BODY, MAX_HEADER, BrokenStream, FrameReader
 from nvmeofd.bus.messages import Flags, Message, MessageType
-from nvmeofd.requests import Typed
+from nvmeofd.typed import Typed
 
 
 def call(serial: int = 1, signature: str = "", *values: Any) -> Message:

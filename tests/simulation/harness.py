@@ -16,7 +16,8 @@ from nvmeofd.metrics import Operations
 from nvmeofd.model import OperationKind, VolumeState
 from nvmeofd.operations.engine import Engine
 from nvmeofd.operations.volumes import Volume
-from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.requests import parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.typed import Typed
 from nvmeofd.workers import Job
 from tests.simulation.bounds import excess
 from tests.simulation.faults import FaultPlan

@@ -39,7 +39,8 @@ from nvmeofd.model import (
     parse_nqn,
     parse_subsystem_nqn,
 )
-from nvmeofd.requests import Typed, parse_stage, parse_staging_path
+from nvmeofd.requests import parse_stage, parse_staging_path
+from nvmeofd.typed import Typed
 from tests.bus.fake import FakeCore
 
 from .fuzzing import damaged, damaged_text

@@ -14,9 +14,20 @@ import pytest
 
 from nvmeofd.config import Config
 from nvmeofd.daemon import Daemon
+from nvmeofd.exporter import Exporter
 from nvmeofd.notify import ServiceManager
 
 HANGS = 10  # seconds; reached only when something hangs
+
+
+class Ticks(Exporter):
+    """What the daemon does at each tick besides."""
+
+    def __init__(self) -> None:
+        self.heard = asyncio.Event()
+
+    def tick(self) -> None:
+        self.heard.set()
 
 
 @pytest.fixture
@@ -141,7 +152,7 @@ def test_watchdog_is_fed_by_the_loop(listener: socket.socket, manager: ServiceMa
 
     async def main() -> None:
         listener.setblocking(False)
-        feeding = asyncio.create_task(Daemon(Config(), Config, manager)._feed_watchdog())
+        feeding = asyncio.create_task(Daemon(Config(), Config, manager)._tick(Ticks()))
         await signs(3)
         drain()
         assert manager.watchdog_interval
@@ -156,7 +167,16 @@ def test_watchdog_is_fed_by_the_loop(listener: socket.socket, manager: ServiceMa
 
 def test_without_a_watchdog_nothing_is_sent(listener: socket.socket) -> None:
     manager = ServiceManager({})
-    asyncio.run(asyncio.wait_for(Daemon(Config(), Config, manager)._feed_watchdog(), HANGS))
+
+    async def main() -> None:
+        ticks = Ticks()
+        ticking = asyncio.create_task(Daemon(Config(), Config, manager)._tick(ticks))
+        async with asyncio.timeout(HANGS):
+            await ticks.heard.wait()
+        ticking.cancel()
+        await asyncio.wait({ticking})
+
+    asyncio.run(main())
     manager.ready()
     assert listener.recv(100) == b"READY=1"
     manager.close()

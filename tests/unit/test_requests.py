@@ -14,13 +14,13 @@ from nvmeofd.requests import (
     ConnectOptions,
     DisconnectRequest,
     StageRequest,
-    Typed,
     UnstageRequest,
     parse_disconnect,
     parse_stage,
     parse_staging_path,
     parse_unstage,
 )
+from nvmeofd.typed import Typed
 
 NQN = "nqn.2024-01.org.example:one"
 NS = "nsid.1"

@@ -10,7 +10,8 @@ import pytest
 
 from nvmeofd import errors
 from nvmeofd.errors import InvalidArgument, NvmeofdError
-from nvmeofd.requests import Typed, parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.requests import parse_disconnect, parse_stage, parse_unstage
+from nvmeofd.typed import Typed
 
 ROOT = Path(__file__).parents[2]
 PROMISED = [

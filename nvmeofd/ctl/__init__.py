@@ -1,0 +1,1 @@
+"""nvmeofctl: the command-line client. It talks D-Bus only, and imports nothing of the daemon's core."""
