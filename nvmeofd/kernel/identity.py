@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import hmac
 import os
 import re
 import tempfile
 import uuid
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from nvmeofd.errors import InvalidArgument
@@ -103,6 +105,28 @@ class Identity:
             OSError: a file can be neither read nor made.
             ValueError: a file is malformed, or empty. Names the file, and nothing was made.
         """
+        with contextlib.suppress(FileNotFoundError):
+            return self.current()
+        with contextlib.suppress(OSError):  # which is told when a file is to be written there
+            self._make_directory()
+        with self._alone():
+            return self._establish()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else who does the same this way makes files meanwhile: two could get one file in each."""
+        try:
+            directory = os.open(self._roots.etc_nvme, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield  # it cannot be made
+            return
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(directory)
+
+    def _establish(self) -> HostIdentity:
         for _ in range(_ROUNDS):
             with contextlib.suppress(FileNotFoundError):
                 return self.current()
@@ -204,10 +228,7 @@ class Identity:
     def _write(self, host: HostIdentity, found: _Found) -> dict[str, os.stat_result]:
         """Make the files that are not there; returns those that were made here. Raises OSError, having made none."""
         directory = self._roots.etc_nvme
-        if not os.path.isdir(directory):
-            os.mkdir(directory)
-            os.chmod(directory, 0o755)  # noqa: S103 - for everybody to read, as nvme-cli's packages make it
-            _sync(os.path.dirname(directory))
+        self._make_directory()
         missing = {_NQN: host.nqn} if found.nqn is None else {}
         missing |= {_ID: host.id} if found.id is None else {}
         made: dict[str, os.stat_result] = {}
@@ -224,6 +245,13 @@ class Identity:
                 self._take_back(made)
                 raise
         return made
+
+    def _make_directory(self) -> None:
+        directory = self._roots.etc_nvme
+        if not os.path.isdir(directory):
+            os.mkdir(directory)
+            os.chmod(directory, 0o755)  # noqa: S103 - for everybody to read, as nvme-cli's packages make it
+            _sync(os.path.dirname(directory))
 
     def _stands(self, made: dict[str, os.stat_result], host: HostIdentity) -> bool:
         """Whether the files now say what was made here.

@@ -110,7 +110,8 @@ def test_owners_and_modes(rpm: Path) -> None:
 
 def test_everything_is_in_it(rpm: Path, data: set[str]) -> None:
     packed = {uncompressed(path) for path in query(rpm, "[%{FILENAMES}\n]")}
-    assert data - packed == set()
+    there = {path.replace("/zsh/vendor-completions/", "/zsh/site-functions/") for path in data}  # Debian's place
+    assert there - packed == set()
     (library,) = (path for path in packed if path.endswith("/site-packages/nvmeofd"))
     sources = {name for name in run(["git", "ls-files", "nvmeofd"]).split() if (ROOT / name).exists()}
     assert {f"{Path(library).parent}/{name}" for name in sources} - packed == set()

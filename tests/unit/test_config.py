@@ -259,8 +259,10 @@ def test_any_value(tmp_path_factory: pytest.TempPathFactory, where: tuple[str, s
     assert refusal(path).startswith((f"{path}:2: {where[1]}", "accepted"))
 
 
+# Two of each: of a number the least and the most.
+WORDS = {"LogLevel": ("debug", "error"), "MetricsFile": ("/run/one.prom", "/var/lib/another.prom")}
 VALUES = {
-    (section, key): ("debug", "error") if key == "LogLevel" else re.findall(r"between (\S+) and (\S+)", what.accepts)[0]
+    (section, key): WORDS.get(key) or re.findall(r"between (\S+) and (\S+)", what.accepts)[0]
     for section, keys in SECTIONS.items()
     for key, (_, what) in keys.items()
 }
@@ -340,7 +342,7 @@ def test_template_is_the_defaults(tmp_path: Path) -> None:
 def test_ranges_in_the_template() -> None:
     text = (ROOT / "etc/nvmeofd.conf").read_text()
     for (_, key), (low, high) in VALUES.items():
-        if key != "LogLevel":
+        if key not in WORDS:
             comment = re.search(rf"((?:# .*\n)+)#{key}=", text)
             assert comment is not None
             assert f"({low} to {high})" in comment[1], key
@@ -356,8 +358,10 @@ def test_manual() -> None:
         assert [key for key, _ in items] == list(SECTIONS[section])
         for key, item in items:
             default = settings[section, key].text
-            assert f"\nDefault: {default or 'left to the kernel ('}" in item, key
+            none = "left to the kernel (" if section == "Connect" else "none "
+            assert f"\nDefault: {default or none}" in item, key
             if default is not None:
                 assert item.endswith(f"Default: {default}.\n")
             low, high = VALUES[section, key]
-            assert (f"\n{low} to {high}.\n" if key != "LogLevel" else ".Ql critical") in item, key
+            accepts = {"LogLevel": ".Ql critical", "MetricsFile": ".Pa .prom"}.get(key, f"\n{low} to {high}.\n")
+            assert accepts in item, key
