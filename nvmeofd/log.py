@@ -80,7 +80,14 @@ def fields_of(record: logging.LogRecord) -> dict[str, str]:
 
 
 class _StreamFormatter(logging.Formatter):
-    """Each line has its level, as in sd-daemon(3): journald takes every line of a stream for a record."""
+    """Each line has its level, as in sd-daemon(3): journald takes every line of a stream for a record.
+
+    So what callers sent, paths above all, must not bring lines of its own. Only a traceback has more than one.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = record.message.replace("\\", "\\\\") if "\n" in record.message else record.message
+        return super().formatMessage(record).replace("\n", "\\n").replace("\r", "\\r")
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"<{_PRIORITIES.get(record.levelno, _NOTICE)}>"

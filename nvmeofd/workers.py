@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -333,6 +333,9 @@ class Workers:
             raise Busy(f"{len(queue.waiting)} jobs already wait for {job.nqn}")
         if job.visible and len(self._jobs) >= self._total_limit:
             raise Busy(f"{len(self._jobs)} jobs are already queued")
+        if job.visible and job.sender != 0:
+            self._leave_room(job.sender, queue.waiting if queue is not None else (), self._queue_limit)
+            self._leave_room(job.sender, self._jobs.values(), self._total_limit)
         if queue is None:
             queue = self._queues[job.nqn] = _Queue()
         self._last_number += 1
@@ -344,6 +347,16 @@ class Workers:
             self._observer.job_added(job)
         if queue.task is None:
             queue.task = asyncio.ensure_future(self._work_off(job.nqn, queue))
+
+    @staticmethod
+    def _leave_room(user: int, jobs: Iterable[Job], limit: int) -> None:
+        """Of the jobs that there may be, users other than root have a half, and one of them a quarter. Raises Busy.
+
+        A job outlives its caller, so what bounds the calls of a user does not bound these.
+        """
+        others = [job.sender for job in jobs if job.visible and job.sender != 0]
+        if len(others) >= max(limit // 2, 1) or others.count(user) >= max(limit // 4, 1):
+            raise Busy(f"{len(others)} jobs of users other than root already wait")
 
     async def drain(self, timeout: float | None = None) -> tuple[Job, ...]:
         """Take no new jobs, end those that have not begun with ShuttingDown, wait until the others are answered.

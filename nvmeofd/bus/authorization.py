@@ -5,8 +5,9 @@ The policy of the bus lets only root in, so this is for hosts where an administr
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -64,9 +65,11 @@ def needed(request: object, *, cancel: bool = False) -> Need:
                 "type": str(request.type),
                 "fstype": request.fstype or "",
                 "format": str(request.format),
-                "mkfs-options": " ".join(request.mkfs_options),
+                "mkfs-options": shlex.join(request.mkfs_options),
                 "mount-options": ",".join(request.mount_options),
                 "read-only": _flag(request.read_only),
+                "fsck": _flag(request.fsck),
+                "min-paths": str(request.min_paths),
                 "host-nqn": request.connect.host_nqn or "",
                 "host-id": request.connect.host_id or "",
             }
@@ -89,14 +92,22 @@ def _flag(value: bool) -> str:
     return "true" if value else "false"
 
 
-def restricted(request: StageRequest) -> StageRequest:
-    """``request`` as users other than root may make it: a filesystem brings no setuid programs and no device nodes.
+# Options of the connection that are told to the rules, and stay for no other host identity.
+_OF_ANYBODY = frozenset({"host_nqn", "host_id"})
 
-    Who may name a target brings a filesystem of their own making, and would be root with it.
+
+def restricted(request: StageRequest) -> StageRequest:
+    """``request`` as users other than root may make it.
+
+    A filesystem brings no setuid programs and no device nodes: who may name a target brings a filesystem of their own
+    making, and would be root with it. And how a path behaves is root's to say: it stays for the next who uses it.
 
     Raises:
         InvalidArgument: the opposite is asked for.
     """
+    for one in fields(request.connect):
+        if one.name not in _OF_ANYBODY and getattr(request.connect, one.name) != one.default:
+            raise InvalidArgument(f"option {one.name.replace('_', '-')} is for root only")
     if request.type is not VolumeType.FILESYSTEM:
         return request
     for option in ("suid", "dev"):

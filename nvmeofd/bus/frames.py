@@ -46,7 +46,7 @@ class FrameReader:
             body_size, _, fields_size = struct.unpack_from(order + "III", self._buffer, 4)
             header_size = (_PROLOGUE + fields_size + 7) & ~7
             if header_size > MAX_HEADER:
-                log.warning("bus: dropped a message with a header of %d bytes", header_size)
+                log.debug("bus: dropped a message with a header of %d bytes", header_size)
                 self._discard(header_size + body_size)
                 continue
             oversized = body_size > self._max_body

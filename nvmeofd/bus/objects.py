@@ -14,6 +14,7 @@ from nvmeofd.bus.introspection import INTERFACES, Interface
 from nvmeofd.bus.messages import UNKNOWN_OBJECT, DBusError
 from nvmeofd.bus.paths import ROOT, job_path, subsystem_path, volume_path
 from nvmeofd.errors import NvmeofdError
+from nvmeofd.log import log
 from nvmeofd.model import HostIdentity, OperationKind, Subsystem
 from nvmeofd.operations.volumes import Volume
 from nvmeofd.requests import StageRequest, parse_disconnect, parse_stage, parse_unstage
@@ -252,6 +253,7 @@ class JobObject(Exported):
         return needed(self._job.request, cancel=True) if member == "Cancel" else super().need(member, arguments)
 
     def Cancel(self) -> tuple[()]:
+        log.info("%s: to be cancelled, says uid %d", self._job, current_caller.get().uid)
         self._job.cancel()
         return ()
 

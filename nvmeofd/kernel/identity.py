@@ -107,18 +107,19 @@ class Identity:
         """
         with contextlib.suppress(FileNotFoundError):
             return self.current()
-        with contextlib.suppress(OSError):  # which is told when a file is to be written there
-            self._make_directory()
         with self._alone():
             return self._establish()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else who does the same this way makes files meanwhile: two could get one file in each."""
+        """No other thread or daemon makes files meanwhile: two could get one file in each.
+
+        What is locked is nobody else's to open: whoever can may hold the lock for as long as he likes.
+        """
         try:
-            directory = os.open(self._roots.etc_nvme, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(self._roots.run_nvmeofd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield  # it cannot be made
+            yield  # not run as a service
             return
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
@@ -228,7 +229,10 @@ class Identity:
     def _write(self, host: HostIdentity, found: _Found) -> dict[str, os.stat_result]:
         """Make the files that are not there; returns those that were made here. Raises OSError, having made none."""
         directory = self._roots.etc_nvme
-        self._make_directory()
+        if not os.path.isdir(directory):
+            os.mkdir(directory)
+            os.chmod(directory, 0o755)  # noqa: S103 - for everybody to read, as nvme-cli's packages make it
+            _sync(os.path.dirname(directory))
         missing = {_NQN: host.nqn} if found.nqn is None else {}
         missing |= {_ID: host.id} if found.id is None else {}
         made: dict[str, os.stat_result] = {}
@@ -245,13 +249,6 @@ class Identity:
                 self._take_back(made)
                 raise
         return made
-
-    def _make_directory(self) -> None:
-        directory = self._roots.etc_nvme
-        if not os.path.isdir(directory):
-            os.mkdir(directory)
-            os.chmod(directory, 0o755)  # noqa: S103 - for everybody to read, as nvme-cli's packages make it
-            _sync(os.path.dirname(directory))
 
     def _stands(self, made: dict[str, os.stat_result], host: HostIdentity) -> bool:
         """Whether the files now say what was made here.

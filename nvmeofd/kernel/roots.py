@@ -15,3 +15,4 @@ class Roots:
     etc_nvme: str = "/etc/nvme"
     machine_id: str = "/etc/machine-id"
     run_nvme: str = "/run/nvme"
+    run_nvmeofd: str = "/run/nvmeofd"  # the daemon's own, closed to everybody else

@@ -136,9 +136,10 @@ class Engine:
         path = request.staging_path
         before = self._last_job(path)
         if before is not None and before.operation is OperationKind.STAGE and not before.result.done():
-            if _same_request(before.request, request):
+            if _joins(before, request, sender):
                 return before
-            raise AlreadyStaged(f"{path} is being staged with another request ({before})")
+            if not _same_request(before.request, request):
+                raise AlreadyStaged(f"{path} is being staged with another request ({before})")
         if before is not None and before.nqn != request.nqn:
             raise Busy(f"{path} is still being unstaged from {before.nqn}")
         record = self._core.journal.volumes.get(path)
@@ -175,7 +176,7 @@ class Engine:
         if request.force:
             for running in self._jobs_at(path):
                 force_running(running)
-        if before is not None and not before.result.done() and _same_request(before.request, request):
+        if before is not None and not before.result.done() and _joins(before, request, sender):
             return before
         if before is not None:
             nqn = before.nqn
@@ -204,7 +205,7 @@ class Engine:
     def _admit_disconnect(self, request: DisconnectRequest, sender: int) -> Job:
         self._refuse_when_closing()
         for other in self._core.workers.of(request.nqn)[-1:]:
-            if not other.result.done() and _same_request(other.request, request):
+            if not other.result.done() and _joins(other, request, sender):
                 return other
         return self._admit(
             OperationKind.DISCONNECT,
@@ -313,6 +314,8 @@ class Engine:
         visible: bool = True,
     ) -> Job:
         timeout = request.timeout if request is not None and request.timeout else self._core.config.timeout
+        if sender != 0:  # others wait behind it
+            timeout = min(timeout, self._core.config.timeout)
         job = Job(
             operation, nqn, work, timeout=timeout, staging_path=path, sender=sender, request=request, visible=visible
         )
@@ -443,6 +446,13 @@ class Engine:
 def _same_request(one: object, other: StageRequest | UnstageRequest | DisconnectRequest) -> bool:
     """Whether both ask for the same; how long they would wait does not matter."""
     return type(one) is type(other) and replace(one, timeout=None) == replace(other, timeout=None)
+
+
+def _joins(job: Job, request: StageRequest | UnstageRequest | DisconnectRequest, sender: int) -> bool:
+    """Whether the job's answer is also the answer to this request. Nobody sets the deadline of another user."""
+    if not _same_request(job.request, request):
+        return False
+    return job.sender == sender or job.request == request
 
 
 def _same_namespace(one: object, other: StageRequest) -> bool:

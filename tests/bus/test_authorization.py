@@ -135,6 +135,8 @@ async def test_what_each_action_is_told(polkit_bus: PrivateBus) -> None:
                     "mkfs-options": "-L x",
                     "mount-options": "noatime,nosuid,nodev",
                     "read-only": "false",
+                    "fsck": "true",
+                    "min-paths": "1",
                     "host-nqn": "nqn.2024-01.org.example:host",
                     "host-id": "",
                     "cancel": "false",
@@ -262,6 +264,21 @@ async def test_large_requests_are_for_root(polkit_bus: PrivateBus) -> None:
                 await caller.manager("Unstage", "sa{sv}", "/srv/one", large)
             assert raised.value.name == name
         assert stage.polkit.questions == []
+
+
+CONNECTION = {"ctrl-loss-tmo": variant("i", 0), "keep-alive-tmo": variant("u", 5), "hdr-digest": variant("b", True)}
+
+
+@pytest.mark.parametrize("option", CONNECTION)
+async def test_how_paths_behave_is_for_root_to_say(polkit_bus: PrivateBus, option: str) -> None:
+    """They stay, for whoever uses them next, and no rule is told."""
+    call = ("Stage", "ssassa{sv}", NQN, "nsid.1", ["loop://"], "/srv/two", {option: CONNECTION[option]})
+    async with staged(polkit_bus, lambda _: YES) as stage, client(polkit_bus) as root:
+        with pytest.raises(DBusError, match=option):
+            await stage.nobody.manager(*call)
+        assert stage.polkit.questions == []
+        await root.manager(*call)
+        assert [sender for _, sender in stage.core.requests] == [0]
 
 
 @pytest.mark.parametrize("option", ["suid", "dev"])

@@ -48,6 +48,16 @@ def test_every_line_has_its_level(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.startswith("<3>") for line in lines)
 
 
+@pytest.mark.parametrize("text", ["a\njob 7 disconnect", "a\r\nb", "\n", "\\n and\n"])
+def test_what_callers_send_is_no_line_of_its_own(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    setup(logging.INFO)
+    log.info("%s: %s", "job 1", text)
+    written = capsys.readouterr().err
+    assert written.count("\n") == 1
+    assert "\r" not in written
+    assert written.endswith("\n")
+
+
 def test_level_and_no_doubles(capsys: pytest.CaptureFixture[str]) -> None:
     setup(logging.DEBUG)
     setup(logging.WARNING)

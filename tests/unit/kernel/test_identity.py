@@ -58,7 +58,13 @@ class Host:
     def identity(self) -> Identity:
         top = str(self.top)
         return Identity(
-            Roots(sys=f"{top}/sys", proc=f"{top}/proc", etc_nvme=str(self.etc), machine_id=f"{top}/etc/machine-id")
+            Roots(
+                sys=f"{top}/sys",
+                proc=f"{top}/proc",
+                etc_nvme=str(self.etc),
+                machine_id=f"{top}/etc/machine-id",
+                run_nvmeofd=str(top),
+            )
         )
 
 
