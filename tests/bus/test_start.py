@@ -13,7 +13,9 @@ import sys
 
 import pytest
 
-from tests.bus.harness import BUS_NAME, REPOSITORY, SERVICE_NAME, PrivateBus, client
+from nvmeofd.bus.messages import BUS_NAME
+from nvmeofd.bus.paths import SERVICE_NAME
+from tests.bus.harness import REPOSITORY, PrivateBus, client
 
 NAMESPACE = ("unshare", "--mount", "--propagation", "private")
 ODD = "/sys/class/nvme-subsystem/nvme-subsys0/subsysnqn"
