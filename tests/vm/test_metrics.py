@@ -123,7 +123,9 @@ def test_missing_directory(daemon: Daemon) -> None:
 def test_wrong_configuration_shows(daemon: Daemon) -> None:
     guest = daemon.guest
     wait(guest, "nvmeofd_config_last_reload_successful 1")
-    configure(guest, "relative.prom")
+    guest.write(CONFIG, content("relative.prom"))
+    # as "systemctl reload" does after a look at the configuration, which would end it here
+    guest.run(["systemctl", "kill", "--kill-whom=main", "--signal=SIGHUP", service.UNIT])
     wait(guest, "nvmeofd_config_last_reload_successful 0")
     configure(guest, FILE)
     wait(guest, "nvmeofd_config_last_reload_successful 1")
