@@ -428,7 +428,7 @@ class Engine:
             cache, subsystem = self._core.cache, subsystems[volume.nqn]
             state = current_state(cache, subsystem, volume)
             mount_id = volume.mount_id
-            there = find_moved(cache, self._core.kernel, volume) or stale_mounts(cache, volume)
+            there = find_moved(self._core, volume) or stale_mounts(cache, volume)
             if state is VolumeState.LOST and not there:
                 mount_id = NO_MOUNT  # the kernel gives the number to another mount
             if state is not volume.state:

@@ -15,7 +15,7 @@ from nvmeofd.operations import filesystem
 from nvmeofd.operations.connect import connect_paths, wait_for_namespace
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.transaction import Transaction
-from nvmeofd.operations.unstage import clean_up, make_writable, own_mount, refuse_moved, unmount_own
+from nvmeofd.operations.unstage import clean_up, make_writable, own_mount, unmount_own
 from nvmeofd.operations.volumes import Volume, find_mount, find_moved
 from nvmeofd.workers import now_us
 
@@ -53,7 +53,7 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
         creates_path=staged is not None and staged.created_path,
     )
     async with Transaction(job) as transaction:
-        transaction.on_failure("restore the journal", lambda: _restore_record(core, path, previous))
+        transaction.on_failure("restore the journal", lambda: _restore_record(core, job, path, previous))
         core.journal.put_volume(record)
         addresses = await connect_paths(core, job, request, transaction)
         namespace = await wait_for_namespace(core, job, request)
@@ -93,7 +93,7 @@ def _still_there(core: Core, volume: Volume) -> bool:
     subsystem = core.kernel.subsystem(volume.nqn)
     mount = find_mount(core.cache, subsystem, volume)
     if mount is None:
-        if (moved := find_moved(core.cache, core.kernel, volume)) is not None:
+        if (moved := find_moved(core, volume)) is not None:
             raise AlreadyStaged(
                 f"{volume.staging_path}: the volume is at {quoted(moved.mount_point)} since a directory "
                 "above was renamed; unstage it first"
@@ -197,7 +197,7 @@ async def _mount(
     try:
         if creates:
             await _create_path(core, record, transaction)
-        transaction.on_failure(f"unmount {path}", lambda: _undo_mount(core, volume))
+        transaction.on_failure(f"unmount {path}", lambda: unmount_own(core, volume))
         if volume.type is VolumeType.BLOCK:
             mount_id = await core.kernel.bind_device(namespace, path, read_only=volume.read_only)
         else:
@@ -211,11 +211,6 @@ async def _mount(
     core.journal.put_volume(record)
     _verify(core, volume, namespace)
     return record
-
-
-async def _undo_mount(core: Core, volume: Volume) -> None:
-    await unmount_own(core, volume)
-    refuse_moved(core, volume)
 
 
 async def _create_path(core: Core, record: VolumeRecord, transaction: Transaction) -> None:
@@ -260,11 +255,11 @@ def _keep_no_more(core: Core, nqn: str, transaction: Transaction) -> None:
     core.ownership.set_keep(nqn, False)
 
 
-async def _restore_record(core: Core, path: str, previous: VolumeRecord | None) -> None:
+async def _restore_record(core: Core, job: Job, path: str, previous: VolumeRecord | None) -> None:
     """The last undo: what the others could not undo stays in the journal, to be tried again."""
     record = core.journal.volumes.get(path)
     core.cache.refresh()
-    if record is not None and (volume := record.to_unmount) is not None and _is_left(core, volume):
+    if record is not None and (volume := record.to_unmount) is not None and _is_left(core, job, volume):
         core.journal.put_volume(replace(record, phase=Phase.UNDOING))
         core.remove_volume(path)
     elif previous is not None:
@@ -273,9 +268,11 @@ async def _restore_record(core: Core, path: str, previous: VolumeRecord | None) 
         core.journal.drop_volume(path)
 
 
-def _is_left(core: Core, volume: Volume) -> bool:
-    moved = find_moved(core.cache, core.kernel, volume)
-    return moved is not None or own_mount(core, volume) is not None
+def _is_left(core: Core, job: Job, volume: Volume) -> bool:
+    if own_mount(core, volume) is not None:
+        return True
+    # without an undo that failed it was unmounted, and somebody else has its number
+    return bool(job.leftovers) and find_moved(core, volume) is not None
 
 
 def _mount_options(request: StageRequest, fstype: str) -> tuple[str, ...]:

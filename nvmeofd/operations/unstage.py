@@ -230,9 +230,9 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
         if record.phase is Phase.FORCING and not await _finish_forcing(core, job, volume):
             return
         job.enter(Step.UNMOUNTING, path)
+        if record.phase in (Phase.UNSTAGING, Phase.FORCING):  # it may be unmounted already, and its number another's
+            volume = replace(volume, mount_id=0)
         await unmount_own(core, volume)
-        if record.phase not in (Phase.UNSTAGING, Phase.FORCING):  # those may have unmounted it already
-            refuse_moved(core, volume)
         if await still_unmounting(core, volume):
             raise Busy(f"{path} is not mounted any more, but the kernel has not written all of it to {record.nqn} yet")
     if record.volume is not None and record.volume.read_only:
@@ -259,7 +259,7 @@ async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
 
 def refuse_moved(core: Core, volume: Volume) -> None:
     """Raises UnmountFailed when the volume seems to be mounted at another path by now."""
-    moved = find_moved(core.cache, core.kernel, volume)
+    moved = find_moved(core, volume)
     if moved is not None:
         raise UnmountFailed(
             f"{volume.staging_path}: {volume.device} is mounted at {quoted(moved.mount_point)}, as after renaming a "
@@ -275,7 +275,8 @@ def _require_uncovered(core: Core, own: Mount) -> None:
 
 
 async def unmount_own(core: Core, volume: Volume) -> None:
-    """Undo a mount. Not there is success. Raises UnmountFailed."""
+    """Undo a mount. Not there is success, at another path by now is not. Raises UnmountFailed."""
+    unmounted: set[int] = set()
     core.cache.doubt()
     core.cache.refresh()
     # more than once, should somebody have mounted the same volume over it
@@ -286,7 +287,10 @@ async def unmount_own(core: Core, volume: Volume) -> None:
         except CommandError as error:
             _look_again(core, error)
             raise UnmountFailed(f"{own.mount_point}: {error}") from error
+        unmounted.add(own.mount_id)
         core.cache.refresh()
+    if volume.mount_id not in unmounted:  # whoever has its number now got it since
+        refuse_moved(core, volume)
 
 
 def _look_again(core: Core, error: CommandError) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from nvmeofd.cache import MountCache
     from nvmeofd.kernel.interface import Kernel, Mount
+    from nvmeofd.operations.core import Core
 
 
 NO_MOUNT = -1
@@ -67,7 +68,7 @@ def find_mount(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -
     )
 
 
-def find_moved(cache: MountCache, kernel: Kernel, volume: Volume) -> Mount | None:
+def find_moved(core: Core, volume: Volume) -> Mount | None:
     """What seems to be the volume's mount, at another path: whoever owns a directory above can rename that at any time.
 
     Seems: it may be somebody else's mount of the same namespace, made after the volume's was unmounted, because the
@@ -76,13 +77,16 @@ def find_moved(cache: MountCache, kernel: Kernel, volume: Volume) -> Mount | Non
     Raises:
         OSError: sysfs cannot be read.
     """
-    mounts = [one for one in cache.mounts_numbered(volume.mount_id) if one.mount_point != volume.staging_path]
+    # each volume's own is at its path
+    known = {(one.staging_path, one.mount_id) for one in (volume, *core.volumes.values())}
+    found = core.cache.mounts_numbered(volume.mount_id)
+    mounts = [mount for mount in found if (mount.mount_point, mount.mount_id) not in known]
     if not mounts:
         return None
-    namespace = find_namespace(kernel.subsystem(volume.nqn), volume)
+    namespace = find_namespace(core.kernel.subsystem(volume.nqn), volume)
     if namespace is not None:
-        return next((mount for mount in mounts if cache.is_mount_of(mount, namespace)), None)
-    if number_passed_on(kernel, volume):
+        return next((mount for mount in mounts if core.cache.is_mount_of(mount, namespace)), None)
+    if number_passed_on(core.kernel, volume):
         return None
     return next((mount for mount in mounts if _was_on(mount, volume)), None)
 

@@ -107,7 +107,8 @@ class Guardian:
         if any(one.state == "live" and one.live_since < seen for one in head.subsystem.controllers):
             return False
         path = job.staging_path
-        own = any(mount.head is head for mount in world.mounts.made_at(path))
+        # the same volume, mounted at its path by somebody anew, counts as its own
+        own = world.mounts.staged.get(path) is head and any(m.head is head for m in world.mounts.at(path))
         # after the last look somebody may have taken the mount away, or the umount that waited have come to its end
         left = world.mounts.staged.get(path) is head and world.mounts.removed.get(path, 0) > looks.get(MOUNTS, 0)
         return (own or left or REFUSED + head.path in looks) and self._is_forced(job)
