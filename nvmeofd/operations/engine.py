@@ -236,7 +236,7 @@ class Engine:
         subsystem = self._core.kernel.subsystem(nqn)
         if subsystem is None:
             return tuple(users)
-        if not self._core.workers.idle(nqn) or self._closing:
+        if jobs or self._closing:
             return (*await all_users(self._core, subsystem, claim=False, settle=True), *users)
         # on the queue, so that the claim does not get in the way of a mount of ours
         job = self._admit(
