@@ -107,7 +107,10 @@ def stage_two(show: Show) -> tuple[str, str]:
         r"disk\s+/srv/vol[12]\s(.|\n)*disk\s+/srv/vol[12]\s",
     )
     show.tell("Mounted with _netdev: at shutdown systemd unmounts it while there is still a network.")
-    show.run("systemctl show --property=After srv-vol1.mount | tr ' ' '\\n' | grep remote-fs", "^remote-fs-pre.target$")
+    show.run(
+        "systemctl show --property=After --value srv-vol1.mount | tr ' ' '\\n' | grep remote-fs",
+        "^remote-fs-pre.target$",
+    )
     show.run("nvme list-subsys", TWO_LIVE_PATHS)
     show.tell("What the daemon shows of it: an object for each subsystem and each staged volume.")
     show.run("busctl tree --list org.nvmeofd1", rf"{SUBSYSTEM}\n(.|\n)*volume/_2fsrv_2fvol2")
