@@ -15,7 +15,7 @@ from nvmeofd.notify import ServiceManager
 
 class Path:
     def __init__(self, name: str, state: str) -> None:
-        self.name, self.state, self.live = name, state, state == "live"
+        self.nqn, self.name, self.state, self.live = "nqn.2024-01.org.example:one", name, state, state == "live"
 
 
 class Host:
