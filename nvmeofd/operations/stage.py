@@ -96,7 +96,7 @@ def _still_there(core: Core, volume: Volume) -> bool:
         if (moved := find_moved(core, volume)) is not None:
             raise AlreadyStaged(
                 f"{volume.staging_path}: the volume is at {quoted(moved.mount_point)} since a directory "
-                "above was renamed; unstage it first"
+                "above was renamed; rename it back, or unmount it there"
             )
         return False
     top = core.cache.mounts_at(volume.staging_path)[-1]
