@@ -53,7 +53,7 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
         creates_path=staged is not None and staged.created_path,
     )
     async with Transaction(job) as transaction:
-        transaction.on_failure("restore the journal", lambda: _restore_record(core, job, path, previous))
+        transaction.on_failure("restore the journal", lambda: _restore_record(core, path, previous, transaction))
         core.journal.put_volume(record)
         addresses = await connect_paths(core, job, request, transaction)
         namespace = await wait_for_namespace(core, job, request)
@@ -159,6 +159,11 @@ async def _make_read_only(
     core: Core, record: VolumeRecord, namespace: Namespace, device: LockedDevice, transaction: Transaction
 ) -> None:
     """Make the device refuse writes. Raises MountFailed when anybody uses it: a writer would lose data."""
+
+    async def undo() -> None:
+        if not transaction.could_not(_unmounting(record.staging_path)):  # else it is done when that succeeds at last
+            await make_writable(core, namespace)
+
     if users := visible_users(core, [namespace]):
         who = "; ".join(map(str, users))
         raise MountFailed(f"{namespace.path} cannot be made read-only while it is used: {who}")
@@ -166,7 +171,7 @@ async def _make_read_only(
         # the claim also finds a mount in another mount namespace, and keeps new ones away meanwhile
         async with core.kernel.claim([namespace]):
             core.journal.put_volume(record)
-            transaction.on_failure(f"make {namespace.path} writable", lambda: make_writable(core, namespace))
+            transaction.on_failure(f"make {namespace.path} writable", undo)
             await device.set_read_only(True)
     except ClaimBusy as error:
         raise MountFailed(f"{namespace.path} cannot be made read-only while it is used: {error}") from error
@@ -197,7 +202,7 @@ async def _mount(
     try:
         if creates:
             await _create_path(core, record, transaction)
-        transaction.on_failure(f"unmount {path}", lambda: unmount_own(core, volume))
+        transaction.on_failure(_unmounting(path), lambda: unmount_own(core, volume))
         if volume.type is VolumeType.BLOCK:
             mount_id = await core.kernel.bind_device(namespace, path, read_only=volume.read_only)
         else:
@@ -255,11 +260,13 @@ def _keep_no_more(core: Core, nqn: str, transaction: Transaction) -> None:
     core.ownership.set_keep(nqn, False)
 
 
-async def _restore_record(core: Core, job: Job, path: str, previous: VolumeRecord | None) -> None:
+async def _restore_record(core: Core, path: str, previous: VolumeRecord | None, transaction: Transaction) -> None:
     """The last undo: what the others could not undo stays in the journal, to be tried again."""
     record = core.journal.volumes.get(path)
     core.cache.refresh()
-    if record is not None and (volume := record.to_unmount) is not None and _is_left(core, job, volume):
+    volume = record.to_unmount if record is not None else None
+    mounted = volume is not None and (transaction.could_not(_unmounting(path)) or own_mount(core, volume) is not None)
+    if record is not None and mounted:
         core.journal.put_volume(replace(record, phase=Phase.UNDOING))
         core.remove_volume(path)
     elif previous is not None:
@@ -268,11 +275,8 @@ async def _restore_record(core: Core, job: Job, path: str, previous: VolumeRecor
         core.journal.drop_volume(path)
 
 
-def _is_left(core: Core, job: Job, volume: Volume) -> bool:
-    if own_mount(core, volume) is not None:
-        return True
-    # without an undo that failed it was unmounted, and somebody else has its number
-    return bool(job.leftovers) and find_moved(core, volume) is not None
+def _unmounting(path: str) -> str:
+    return f"unmount {path}"
 
 
 def _mount_options(request: StageRequest, fstype: str) -> tuple[str, ...]:

@@ -25,10 +25,15 @@ class Transaction:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._undos: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self._failed: set[str] = set()
 
     def on_failure(self, what: str, undo: Callable[[], Awaitable[None]]) -> None:
         """Register an undo. ``what`` names it in messages: "disconnect …"."""
         self._undos.append((what, undo))
+
+    def could_not(self, what: str) -> bool:
+        """Whether this undo has failed: undos that come after it can depend on it."""
+        return what in self._failed
 
     async def __aenter__(self) -> Transaction:
         return self
@@ -46,4 +51,5 @@ class Transaction:
                 await undo()
             except (NvmeofdError, KernelError, OSError) as failure:
                 log.warning("%s: could not %s: %s", self._job, what, failure)
+                self._failed.add(what)
                 self._job.leftovers.append(f"{what}: {failure}")

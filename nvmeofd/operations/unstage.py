@@ -218,10 +218,11 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
     path = record.staging_path
     if core.journal.volumes.get(path) != record:
         return  # staged anew since
+    core.cache.doubt()
     core.cache.refresh()
     volume = core.volumes.get(path)
     if volume is not None:
-        if own_mount(core, volume) is None:
+        if own_mount(core, volume) is None and find_moved(core, volume) is None:
             await forget(core, job, volume)
         else:
             core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
@@ -230,8 +231,6 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
         if record.phase is Phase.FORCING and not await _finish_forcing(core, job, volume):
             return
         job.enter(Step.UNMOUNTING, path)
-        if record.phase in (Phase.UNSTAGING, Phase.FORCING):  # it may be unmounted already, and its number another's
-            volume = replace(volume, mount_id=0)
         await unmount_own(core, volume)
         if await still_unmounting(core, volume):
             raise Busy(f"{path} is not mounted any more, but the kernel has not written all of it to {record.nqn} yet")
@@ -326,8 +325,9 @@ async def _unmount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
         log.warning("%s: umount said %s, but the mount is gone", job, error)
     except asyncio.CancelledError:
         # umount(8) was killed, but the kernel may have finished its part: then the rest is done too
+        core.cache.doubt()
         core.cache.refresh()
-        if not job.stopping or own_mount(core, volume) is not None:
+        if not job.stopping or own_mount(core, volume) is not None or find_moved(core, volume) is not None:
             raise
     core.cache.refresh()
 

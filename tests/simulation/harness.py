@@ -340,10 +340,18 @@ class Host:
         mounts = self.world.mounts.at(path)
         return bool(mounts) and not mounts[-1].by_daemon
 
+    def _passed_on(self, volume: Volume) -> bool:
+        """Whether somebody has mounted the same device, and got the identifier of the mount: as if that was moved."""
+        return any(
+            mount.mount_id == volume.mount_id and mount.head is not None and volume.is_on(mount.head.snapshot())
+            for mount in self.world.mounts.mounts
+        )
+
     def _leftovers(self) -> list[str]:
         found = []
         journal = self.journal()
         held = {path for path in journal.volumes if self.world.mounts.elsewhere(path) or self._covered(path)}
+        held |= {path for path, record in journal.volumes.items() if record.volume and self._passed_on(record.volume)}
         held -= set(self.engine.volumes)
         if set(journal.volumes) - held != set(self.engine.volumes):
             found.append(f"journal has volumes {sorted(journal.volumes)}, the daemon {sorted(self.engine.volumes)}")

@@ -345,7 +345,8 @@ class Judge:
         if _but_state(self._core.volumes.get(path)) != _but_state(before.volume):
             self._wrong(job, "failed, and has changed the volume")
         record = self._core.journal.volumes.get(path)
-        if self._kernel.faults.hits == before.hits and (record is None or record.phase is not Phase.STAGED):
+        written = self._kernel.faults.hits == before.hits and not before.recorded
+        if written and (record is None or record.phase is not Phase.STAGED):
             self._wrong(job, f"failed, and the journal has {record}")
         owned = self._core.journal.subsystems.get(job.nqn)
         if self._kernel.faults.hits == before.hits and owned is not None and owned.keep is not before.keep:

@@ -10,7 +10,7 @@ import errno
 
 import pytest
 
-from nvmeofd.errors import AlreadyStaged, MountFailed, NvmeofdError, UnmountFailed
+from nvmeofd.errors import AlreadyStaged, MountFailed, NvmeofdError, Timeout, UnmountFailed
 from nvmeofd.model import VolumeState
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import A1, A2, EXT4, ONE, OTHER, PATHS, TWO, XFS, simulated
@@ -160,6 +160,61 @@ async def test_identifier_is_learnt_again(host: Host) -> None:
     assert not host.world.mounts.at(PATH)
 
 
+# ---- in the middle of an Unstage: it is gone on with as soon as it is back
+
+
+@simulated()
+async def test_crash_in_the_middle_of_an_unstage(host: Host) -> None:
+    await staged(host)
+    host.kernel.faults.crash("journal_write", after=True)
+    with pytest.raises(Died):
+        await host.unstage(PATH)
+    host.world.rename(HERE, THERE)
+    await host.boot()
+    await host.quiesce(70)
+    assert host.world.mounts.at(f"{THERE}/volume")
+    assert PATH in host.journal().volumes
+    host.world.rename(THERE, HERE)
+    await host.quiesce(70)
+    assert not host.world.mounts.at(PATH)
+    assert PATH not in host.journal().volumes
+    assert not host.world.connected(ONE)
+
+
+@simulated()
+async def test_refused_and_the_journal_cannot_be_written(host: Host) -> None:
+    """That it stays staged is written down later, and it does not count as unstaged until then."""
+    await staged(host)
+
+    def rename() -> None:
+        host.world.rename(HERE, THERE)
+        host.kernel.faults.fail("journal_write", OSError(errno.ENOSPC, "simulated"))
+
+    host.kernel.faults.hook("unmount", rename)
+    with pytest.raises(UnmountFailed, match=THERE):
+        await host.unstage(PATH)
+    await host.quiesce(70)
+    assert PATH in host.engine.volumes
+    host.world.rename(THERE, HERE)
+    assert await host.unstage(PATH) is True
+
+
+@simulated()
+async def test_out_of_time_and_the_mount_is_elsewhere(host: Host) -> None:
+    await staged(host)
+    host.world.path_down(A1)
+    host.world.path_down(A2)
+    with pytest.raises(Timeout):
+        await host.unstage(PATH, timeout=5)
+    host.world.rename(HERE, THERE)
+    noticed(host)
+    host.world.path_up(A1)
+    await host.quiesce(5)
+    assert PATH in host.engine.volumes
+    host.world.rename(THERE, HERE)
+    assert await host.unstage(PATH) is True
+
+
 # ---- in the middle of a Stage: it is undone as soon as it is back
 
 
@@ -181,6 +236,22 @@ async def test_in_the_middle_of_a_stage(host: Host, step: str) -> None:
     await host.quiesce(70)
     assert not host.world.mounts.at(PATH)
     assert not host.world.connected(ONE)
+
+
+@simulated()
+async def test_read_only_stays_so_in_the_middle_of_a_stage(host: Host) -> None:
+    """What is mounted read-only expects the device to refuse writes, wherever it is mounted by now."""
+    host.world.files.add(HERE)
+    host.kernel.faults.hook("verify", lambda: host.world.rename(HERE, THERE), after=True)
+    host.kernel.faults.fail("verify", OSError(errno.EIO, "simulated"), after=True)
+    with pytest.raises(MountFailed, match=r"not undone.*" + THERE):
+        await host.stage(ONE, EXT4, PATHS, PATH, read_only=True)
+    assert host.world.head(ONE, 1).read_only
+    host.world.open(host.world.head(ONE, 1))  # keeps it connected
+    host.world.rename(THERE, HERE)
+    await host.quiesce(70)
+    assert not host.world.mounts.at(PATH)
+    assert not host.world.head(ONE, 1).read_only
 
 
 @simulated()
@@ -234,6 +305,7 @@ async def test_mounted_by_somebody_else_while_the_umount_comes_to_its_end(host: 
 
 @simulated()
 async def test_mounted_by_somebody_else_after_a_crash(host: Host) -> None:
+    """Nobody can tell any more, so it is kept in mind as long as they stay."""
     mount_id = await staged(host)
     host.kernel.faults.crash("unmount", after=True)
     with pytest.raises(Died):
@@ -242,7 +314,10 @@ async def test_mounted_by_somebody_else_after_a_crash(host: Host) -> None:
     await host.boot()
     await host.quiesce(70)
     assert host.world.mounts.at(THEIRS)
+    host.world.unmount(THEIRS)
+    await host.quiesce(70)
     assert PATH not in host.journal().volumes
+    assert not host.world.connected(ONE)
 
 
 @simulated()
