@@ -32,9 +32,9 @@ from nvmeofd.operations.engine import Engine
 
 if TYPE_CHECKING:
     from nvmeofd.errors import NvmeofdError
+    from nvmeofd.jobs import Job
     from nvmeofd.model import OperationKind
     from nvmeofd.operations.volumes import Volume
-    from nvmeofd.workers import Job
 
 JOURNAL_DIRECTORY = Path("/run/nvmeofd")
 STATUS_DELAY = 0.2  # seconds

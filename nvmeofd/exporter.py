@@ -17,10 +17,10 @@ from nvmeofd.log import log, quoted
 from nvmeofd.metrics import JobState, Snapshot, render, update_time
 
 if TYPE_CHECKING:
+    from nvmeofd.jobs import Job
     from nvmeofd.metrics import Operations
     from nvmeofd.model import Subsystem
     from nvmeofd.operations.engine import Engine
-    from nvmeofd.workers import Job
 
 # Seconds from a change to the file, so at most one file in this time.
 DELAY = 5.0

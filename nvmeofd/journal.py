@@ -15,8 +15,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from nvmeofd.addresses import Address, Transport
 from nvmeofd.log import log
-from nvmeofd.model import Address, DeviceNumber, Transport, VolumeState, VolumeType
+from nvmeofd.model import DeviceNumber, VolumeState, VolumeType
 from nvmeofd.operations.volumes import Volume
 
 VERSION = 1

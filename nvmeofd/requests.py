@@ -15,16 +15,9 @@ from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from nvmeofd.addresses import Address
 from nvmeofd.errors import InvalidArgument
-from nvmeofd.model import (
-    Address,
-    FormatPolicy,
-    NamespaceId,
-    VolumeType,
-    parse_host_id,
-    parse_nqn,
-    parse_subsystem_nqn,
-)
+from nvmeofd.model import FormatPolicy, NamespaceId, VolumeType, parse_host_id, parse_nqn, parse_subsystem_nqn
 from nvmeofd.tooloptions import mkfs_options, mount_options
 from nvmeofd.typed import Typed
 

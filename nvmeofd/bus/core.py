@@ -12,7 +12,7 @@ from nvmeofd.requests import DisconnectRequest, StageRequest, UnstageRequest
 
 
 class Job(Protocol):
-    """A job as the bus sees it: :class:`nvmeofd.workers.Job`."""
+    """A job as the bus sees it: :class:`nvmeofd.jobs.Job`."""
 
     @property
     def number(self) -> int: ...

@@ -8,10 +8,10 @@ import re
 import socket
 from dataclasses import replace
 
+from nvmeofd.addresses import Address, Transport, normal_ip
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters
 from nvmeofd.kernel.probe import probe
 from nvmeofd.kernel.threads import in_thread
-from nvmeofd.model import Address, Transport, normal_ip
 
 
 def parse_options(text: str) -> frozenset[str]:

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
+from nvmeofd.addresses import Address
 from nvmeofd.log import quoted
-from nvmeofd.model import Address, Controller, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
+from nvmeofd.model import Controller, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
 
 
 class KernelError(Exception):

@@ -7,6 +7,7 @@ import errno
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel import backing, claims, devices, fabrics, host, mounting, paths, tools, uevents, users
 from nvmeofd.kernel.commands import Commands
 from nvmeofd.kernel.controllers import Controllers
@@ -26,7 +27,7 @@ from nvmeofd.kernel.registry import Registry
 from nvmeofd.kernel.roots import Roots
 from nvmeofd.kernel.sysfs import Sysfs
 from nvmeofd.kernel.threads import in_thread
-from nvmeofd.model import Address, Controller, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
+from nvmeofd.model import Controller, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
 
 
 class LinuxKernel:

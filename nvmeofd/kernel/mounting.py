@@ -90,13 +90,9 @@ def _holding(place: str, mount_id: int) -> int:
     Two directories with a mount each can have swapped their names, which nothing tells of. From here on the directory
     stays, whatever is renamed above it.
     """
-    parent = paths.open_mount_point(place)
-    try:
+    with paths.handed_on(paths.open_mount_point(place)) as parent:
         if paths.mounted_in(parent, os.path.basename(place)) != mount_id:
             raise StagingPathError("something else is mounted there")
-    except BaseException:
-        os.close(parent)
-        raise
     return parent
 
 
@@ -119,9 +115,9 @@ def _open_bound(path: str, number: DeviceNumber) -> int:
         bound = os.open(os.path.basename(path), paths.WALK, dir_fd=parent)
     finally:
         os.close(parent)
-    if block_number(os.fstat(bound)) != number:
-        os.close(bound)
-        raise StagingPathError(f"something else is mounted at {path!r}")
+    with paths.handed_on(bound):
+        if block_number(os.fstat(bound)) != number:
+            raise StagingPathError(f"something else is mounted at {path!r}")
     return bound
 
 
@@ -182,13 +178,9 @@ def _parent_of(target: int, place: str, number: DeviceNumber) -> int:
     """The directory in which ``target``, found at ``place``, has something mounted on it. Raises as paths does."""
     if stat.S_ISDIR(os.fstat(target).st_mode):
         return paths.open_mount_point_in(os.open("..", paths.WALK | os.O_DIRECTORY, dir_fd=target), place)
-    parent = paths.open_mount_point(place)
-    try:
+    with paths.handed_on(paths.open_mount_point(place)) as parent:
         # Nothing leads from a file to its directory: this may be another one, with another mount in it.
         status = os.stat(os.path.basename(place), dir_fd=parent, follow_symlinks=False)
         if block_number(status) != number:
             raise StagingPathError(f"something else is mounted at {place!r}")
-    except BaseException:
-        os.close(parent)
-        raise
     return parent

@@ -21,6 +21,16 @@ FILE_MODE = 0o600
 
 
 @contextmanager
+def handed_on(fd: int) -> Iterator[int]:
+    """A descriptor that is for the caller, unless there is an exception: then it is closed."""
+    try:
+        yield fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+@contextmanager
 def _parent(path: str) -> Iterator[tuple[int, str]]:
     """The directory that ``path`` is in, as a descriptor (O_PATH), and the last component.
 
@@ -130,14 +140,14 @@ def open_target(path: str, volume_type: VolumeType) -> int:
             fd = os.open(name, WALK, dir_fd=parent)
         except FileNotFoundError:
             raise StagingPathError(f"{path!r} does not exist") from None
-    status = os.fstat(fd)
-    if volume_type is VolumeType.FILESYSTEM:
-        good, wanted = stat.S_ISDIR(status.st_mode), "a directory"
-    else:
-        good, wanted = stat.S_ISREG(status.st_mode) and not status.st_size, "an empty file"
-    if not good:
-        os.close(fd)
-        raise StagingPathError(f"{path!r} is not {wanted}")
+    with handed_on(fd):
+        status = os.fstat(fd)
+        if volume_type is VolumeType.FILESYSTEM:
+            good, wanted = stat.S_ISDIR(status.st_mode), "a directory"
+        else:
+            good, wanted = stat.S_ISREG(status.st_mode) and not status.st_size, "an empty file"
+        if not good:
+            raise StagingPathError(f"{path!r} is not {wanted}")
     return fd
 
 
@@ -154,12 +164,9 @@ def open_mount_point(path: str) -> int:
 
 def open_mount_point_in(parent: int, path: str) -> int:
     """``parent``, if the last component of ``path`` is mounted on there. It is closed otherwise. Raises OSError."""
-    try:
+    with handed_on(parent):
         if mounted_in(parent, os.path.basename(path)) == _mount_id(parent):
             raise OSError(errno.EINVAL, "not mounted")
-    except BaseException:
-        os.close(parent)
-        raise
     return parent
 
 

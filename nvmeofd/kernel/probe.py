@@ -14,7 +14,7 @@ import socket
 import struct
 from typing import Any
 
-from nvmeofd.model import Address
+from nvmeofd.addresses import Address
 
 # As long as the kernel waits: one repetition of the SYN, and the receive timeout in nvme_tcp_alloc_queue().
 CONNECT_SECONDS = 3.0

@@ -6,17 +6,18 @@ import asyncio
 import errno
 from typing import TYPE_CHECKING
 
+from nvmeofd.addresses import Address
 from nvmeofd.errors import AuthenticationFailed, ConnectFailed, InvalidArgument, NamespaceNotFound
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters, DeviceChanged
 from nvmeofd.log import log
-from nvmeofd.model import Address, HostIdentity, Namespace, Step, parse_host_id, parse_nqn
+from nvmeofd.model import HostIdentity, Namespace, Step, parse_host_id, parse_nqn
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
 
 if TYPE_CHECKING:
+    from nvmeofd.jobs import Job
     from nvmeofd.operations.core import Core
     from nvmeofd.operations.transaction import Transaction
     from nvmeofd.requests import StageRequest
-    from nvmeofd.workers import Job
 
 _AUTHENTICATION = frozenset({errno.ENOKEY, errno.EKEYREJECTED, errno.EKEYEXPIRED})
 # The wait for a namespace ends this part of the time for undoing before the job's own deadline does, so that the

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed, InUse, Shared
+from nvmeofd.jobs import Job
 from nvmeofd.log import log
 from nvmeofd.model import OperationKind
 from nvmeofd.operations.guard import StillUsed, all_users, disconnect_unused
-from nvmeofd.workers import Job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

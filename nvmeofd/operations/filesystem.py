@@ -6,18 +6,18 @@ import uuid
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import CheckFailed, FormatFailed, NoFilesystem, NotBlank, WrongFilesystem
+from nvmeofd.jobs import now_us
 from nvmeofd.journal import FormatRecord
 from nvmeofd.kernel.interface import ClaimBusy, CommandError, Content, DeviceChanged, LockedDevice
 from nvmeofd.log import log
 from nvmeofd.model import FormatPolicy, Namespace, Step
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.requests import DEFAULT_FSTYPE
-from nvmeofd.workers import now_us
 
 if TYPE_CHECKING:
+    from nvmeofd.jobs import Job
     from nvmeofd.operations.core import Core
     from nvmeofd.requests import StageRequest
-    from nvmeofd.workers import Job
 
 # e2fsck(8), EXIT CODE: it did not get as far as looking for damage.
 _OPERATIONAL = 8
@@ -168,7 +168,7 @@ async def undo_format(core: Core, job: Job, record: FormatRecord) -> None:
     not blank.
     """
     subsystem = core.kernel.subsystem(record.nqn)
-    namespace = next((ns for ns in subsystem.namespaces if ns.wwid == record.wwid), None) if subsystem else None
+    namespace = subsystem.namespace(record.wwid) if subsystem else None
     same = namespace is not None and (namespace.diskseq, namespace.size) == (record.diskseq, record.size)
     if namespace is None or not same or not 0 <= now_us() - record.started_at <= WIPE_WINDOW:
         log.warning("%s: a mkfs on %s was cut short; the device is left as it is", job, record.wwid)

@@ -31,10 +31,10 @@ from nvmeofd.operations.volumes import Volume, find_mount, find_namespace
 from nvmeofd.requests import UnstageRequest
 
 if TYPE_CHECKING:
+    from nvmeofd.jobs import Job
     from nvmeofd.kernel.interface import Mount
     from nvmeofd.model import Controller, Namespace, Subsystem, User
     from nvmeofd.operations.core import Core
-    from nvmeofd.workers import Job
 
 
 async def disconnect_if_dead(core: Core, job: Job, volume: Volume) -> bool:
@@ -118,6 +118,8 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
 
 def _look_if_dead(core: Core, volume: Volume) -> Subsystem | None:
     """The volume's subsystem if it is connected without a live path. Raises Shared, DisconnectFailed, StillUsed."""
+    # what follows is about the mount at its path, and nothing tells of a directory above that was renamed
+    core.cache.doubt()
     subsystem = look(core, volume.nqn)
     if subsystem is None or not subsystem.controllers or subsystem.live_controllers:
         return None

@@ -17,8 +17,8 @@ from nvmeofd.log import log, quoted
 from nvmeofd.model import Controller, DeviceNumber, Namespace, Step, Subsystem, User, UserKind
 
 if TYPE_CHECKING:
+    from nvmeofd.jobs import Job
     from nvmeofd.operations.core import Core
-    from nvmeofd.workers import Job
 
 # How often the guard starts again because namespaces came and went or udev had a device open. Each round waits for
 # what disturbed the one before, so this many in a row means that something is wrong, and then nothing is disconnected.

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from nvmeofd.errors import NvmeofdError
+    from nvmeofd.jobs import Job
     from nvmeofd.model import OperationKind
     from nvmeofd.operations.volumes import Volume
-    from nvmeofd.workers import Job
 
 
 class Observer(Protocol):

@@ -14,8 +14,9 @@ from nvmeofd.log import about, log
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from nvmeofd.addresses import Address
     from nvmeofd.kernel.interface import Kernel
-    from nvmeofd.model import Address, Controller, Subsystem
+    from nvmeofd.model import Controller, Subsystem
 
 OWNER = "nvmeofd"  # this daemon's name in the registry
 

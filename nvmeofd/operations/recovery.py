@@ -44,8 +44,8 @@ def _spare_what_is_used(core: Core, record: FormatRecord) -> None:
     By the time of the wiping that may be over. Then there can be data that nobody could make again.
     """
     subsystem = core.kernel.subsystem(record.nqn)
-    made = [namespace for namespace in subsystem.namespaces if namespace.wwid == record.wwid] if subsystem else []
-    if users := visible_users(core, made):
+    made = subsystem.namespace(record.wwid) if subsystem else None
+    if made is not None and (users := visible_users(core, [made])):
         log.warning("a mkfs on %s was cut short, and is used by now: %s", record.wwid, "; ".join(map(str, users)))
         core.journal.drop_format(record.wwid)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import AlreadyStaged, InvalidArgument, MountFailed, PathNotEmpty, WrongFilesystem
+from nvmeofd.jobs import now_us
 from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged, HeldElsewhere, KernelError, PathKind, StagingPathError
 from nvmeofd.log import log, quoted
@@ -17,14 +18,13 @@ from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.transaction import Transaction
 from nvmeofd.operations.unstage import clean_up, make_writable, own_mount, unmount_own
 from nvmeofd.operations.volumes import Volume, find_mount, find_moved
-from nvmeofd.workers import now_us
 
 if TYPE_CHECKING:
+    from nvmeofd.addresses import Address
+    from nvmeofd.jobs import Job
     from nvmeofd.kernel.interface import LockedDevice
-    from nvmeofd.model import Address
     from nvmeofd.operations.core import Core
     from nvmeofd.requests import StageRequest
-    from nvmeofd.workers import Job
 
 
 async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
@@ -122,8 +122,7 @@ def _require_same_namespace(core: Core, staged: Volume, request: StageRequest) -
     namespace = None
     if staged.nqn == request.nqn:
         subsystem = core.kernel.subsystem(request.nqn)
-        namespaces = subsystem.namespaces if subsystem else ()
-        namespace = next((ns for ns in namespaces if ns.wwid == staged.wwid), None)
+        namespace = subsystem.namespace(staged.wwid) if subsystem else None
         if namespace is None and str(request.namespace) in (staged.requested, staged.wwid, f"nsid.{staged.nsid}"):
             return
     if namespace is None or not namespace.matches(request.namespace):

@@ -10,11 +10,11 @@ import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from nvmeofd.errors import NvmeofdError
+from nvmeofd.jobs import Job
 from nvmeofd.log import about, log
 from nvmeofd.model import OperationKind, VolumeState
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.unstage import disconnect_owned, half_done
-from nvmeofd.workers import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable

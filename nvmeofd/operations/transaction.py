@@ -12,7 +12,7 @@ from nvmeofd.log import log
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from nvmeofd.workers import Job
+    from nvmeofd.jobs import Job
 
 
 class Transaction:

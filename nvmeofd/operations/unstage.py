@@ -18,11 +18,11 @@ from nvmeofd.operations.guard import StillUsed, disconnect_unused
 from nvmeofd.operations.volumes import Volume, find_mount, find_moved, find_namespace, number_passed_on, stale_mounts
 
 if TYPE_CHECKING:
+    from nvmeofd.jobs import Job
     from nvmeofd.kernel.interface import Mount
     from nvmeofd.model import Namespace
     from nvmeofd.operations.core import Core
     from nvmeofd.requests import UnstageRequest
-    from nvmeofd.workers import Job
 
 
 # Why a staging path that Stage made is not removed: it holds something now, or is something else.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nvmeofd.addresses import Address
 from nvmeofd.log import about
-from nvmeofd.model import Address, DeviceNumber, Namespace, Subsystem, VolumeState, VolumeType
+from nvmeofd.model import DeviceNumber, Namespace, Subsystem, VolumeState, VolumeType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

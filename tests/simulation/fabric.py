@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from nvmeofd.model import Address, BlockDevice, DeviceNumber, HostIdentity
+from nvmeofd.addresses import Address
+from nvmeofd.model import BlockDevice, DeviceNumber, HostIdentity
 from tests.simulation.files import os_error
 from tests.simulation.state import (
     BLOCK_MAJOR,

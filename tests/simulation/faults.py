@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nvmeofd.kernel.interface import ClaimBusy, CommandError, ConnectError, DeviceChanged, StagingPathError
 
 if TYPE_CHECKING:
-    from nvmeofd.workers import Job
+    from nvmeofd.jobs import Job
 
 # The job that a call is made for; None outside of jobs.
 JOB: ContextVar[Job | None] = ContextVar("job", default=None)

@@ -20,7 +20,7 @@ from tests.simulation.faults import JOB
 from tests.simulation.state import SimController, SimHead
 
 if TYPE_CHECKING:
-    from nvmeofd.workers import Job
+    from nvmeofd.jobs import Job
     from tests.simulation.kernel import SimKernel
 
 OWNER = "nvmeofd"

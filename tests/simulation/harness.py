@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from nvmeofd.config import Config
 from nvmeofd.errors import NvmeofdError
+from nvmeofd.jobs import Job
 from nvmeofd.journal import Journal, Phase
 from nvmeofd.metrics import Operations
 from nvmeofd.model import OperationKind, VolumeState
@@ -18,7 +19,6 @@ from nvmeofd.operations.engine import Engine
 from nvmeofd.operations.volumes import Volume
 from nvmeofd.requests import parse_disconnect, parse_stage, parse_unstage
 from nvmeofd.typed import Typed
-from nvmeofd.workers import Job
 from tests.simulation.bounds import excess
 from tests.simulation.faults import FaultPlan
 from tests.simulation.judge import Judge

@@ -19,8 +19,8 @@ from nvmeofd.requests import StageRequest, UnstageRequest
 from tests.simulation.faults import JOB, EventFaults
 
 if TYPE_CHECKING:
+    from nvmeofd.jobs import Job
     from nvmeofd.operations.core import Core
-    from nvmeofd.workers import Job
     from tests.simulation.files import Node
     from tests.simulation.kernel import SimKernel
     from tests.simulation.state import SimController, SimMount

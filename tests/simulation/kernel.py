@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel.interface import (
     ClaimBusy,
     CommandError,
@@ -27,13 +28,7 @@ from nvmeofd.kernel.interface import (
     ProcessScan,
     StagingPathError,
 )
-from nvmeofd.model import (
-    Address,
-    Controller,
-    DeviceNumber,
-    Namespace,
-    VolumeType,
-)
+from nvmeofd.model import Controller, DeviceNumber, Namespace, VolumeType
 from tests.simulation.device import SimLockedDevice
 from tests.simulation.faults import FaultPlan
 from tests.simulation.files import Node

@@ -35,7 +35,7 @@ class MountTable:
         self.mounts: list[SimMount] = []
         self.generation = 0  # of the host's table
         self.staged: dict[str, SimHead] = {}  # path → what the daemon has mounted there, or has written down to do so
-        self.removed: dict[str, int] = {}  # path → when the last mount there went away, whoever did it
+        self.removed: dict[str, int] = {}  # path → when a mount there last went away or was moved
         self.uncovered: dict[str, int] = {}  # path → when somebody last took a mount away there
         self.busy: set[str] = set()  # paths in whose filesystem a process works, so that they cannot be unmounted
         for point, number, fstype, source in BASE:
@@ -149,6 +149,7 @@ class MountTable:
         """A directory is renamed, and mount points below it go along. The table shows it, and poll does not say so."""
         for mount in self.mounts:
             if mount.space == 0 and mount.mount_point.startswith(old + "/"):
+                self.removed[mount.mount_point] = self._world.tick()
                 mount.mount_point = new + mount.mount_point.removeprefix(old)
 
     def copy(self, space: int) -> None:

@@ -350,7 +350,7 @@ MUTANTS = (
         "a job that failed is reported as done",
         (
             Edit(
-                "workers:Job.run",
+                "jobs:Job.run",
                 "            self.result.set_exception(error)\n    elif",
                 "            self.result.set_result(value)\n    elif",
             ),
@@ -366,7 +366,7 @@ MUTANTS = (
     Mutant(
         "no-deadline",
         "the caller of what hangs is told nothing at the deadline",
-        (Edit("workers:Job._hard_timeout", "elif not self.result.done():", "elif False:"),),
+        (Edit("jobs:Job._hard_timeout", "elif not self.result.done():", "elif False:"),),
         points(everywhere.hangs, STAGE),
     ),
     Mutant(
@@ -386,7 +386,7 @@ MUTANTS = (
     Mutant(
         "paths-not-reserved",
         "two subsystems may be staged at one path at the same time",
-        (Edit("operations.engine:Engine._last_job", "self._jobs_at(path)", "()"),),
+        (Edit("operations.admission:Admission._last_job", "self._jobs_at(path)", "()"),),
         drawn(150),
     ),
     Mutant(

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nvmeofd.addresses import Address, Transport
 from nvmeofd.kernel.interface import Mount
-from nvmeofd.model import (
-    Address,
-    BlockDevice,
-    Controller,
-    DeviceNumber,
-    HostIdentity,
-    IdKind,
-    Namespace,
-    NamespaceId,
-    Subsystem,
-    Transport,
-)
+from nvmeofd.model import BlockDevice, Controller, DeviceNumber, HostIdentity, IdKind, Namespace, NamespaceId, Subsystem
 from tests.simulation.target import Disk
 
 BLOCK_MAJOR = 259  # blkext

@@ -6,8 +6,8 @@ import uuid
 from dataclasses import dataclass, field, replace
 from functools import cache
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel.interface import Content
-from nvmeofd.model import Address
 
 MIB = 1 << 20
 

@@ -90,6 +90,20 @@ async def test_forced(host: Host) -> None:
     assert await host.unstage(PATH, force=True) is True
 
 
+@simulated()
+async def test_forced_and_moved_in_the_middle_of_it(host: Host) -> None:
+    """What is not at its path is not let go: it may be somebody else's by now."""
+    await staged(host)
+    host.world.path_down(A1)
+    host.world.path_down(A2)
+    host.kernel.faults.hook("claim", lambda: host.world.rename(HERE, THERE))
+    with pytest.raises(UnmountFailed, match=THERE):
+        await host.unstage(PATH, force=True)
+    assert host.world.connected(ONE)
+    host.world.rename(THERE, HERE)
+    assert await host.unstage(PATH, force=True) is True
+
+
 @pytest.mark.parametrize("seen", [False, True], ids=["unseen", "seen"])
 @simulated()
 async def test_stage_does_not_say_yes_with_nothing_there(host: Host, seen: bool) -> None:

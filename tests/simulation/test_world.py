@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel.interface import (
     ClaimBusy,
     CommandError,
@@ -21,7 +22,7 @@ from nvmeofd.kernel.interface import (
     StagingPathError,
 )
 from nvmeofd.kernel.mountinfo import parse_mount
-from nvmeofd.model import Address, Namespace, Subsystem, VolumeType
+from nvmeofd.model import Namespace, Subsystem, VolumeType
 from tests.simulation.clock import run
 from tests.simulation.faults import FaultPlan
 from tests.simulation.files import Node

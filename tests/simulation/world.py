@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel.interface import Event, EventKind
-from nvmeofd.model import Address, HostIdentity
+from nvmeofd.model import HostIdentity
 from tests.simulation.fabric import Fabric
 from tests.simulation.files import Files, os_error
 from tests.simulation.mounts import MountTable

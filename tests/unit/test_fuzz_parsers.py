@@ -15,6 +15,7 @@ from typing import Any, cast
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from nvmeofd.addresses import Address
 from nvmeofd.bus.dbusnext import encode_body, valid_text
 from nvmeofd.bus.objects import SubsystemObject
 from nvmeofd.bus.tree import ObjectTree
@@ -30,7 +31,6 @@ from nvmeofd.kernel.registry import Registry
 from nvmeofd.kernel.roots import Roots
 from nvmeofd.kernel.sysfs import Sysfs, hex_digits, parse_address
 from nvmeofd.model import (
-    Address,
     BlockDevice,
     DeviceNumber,
     Namespace,

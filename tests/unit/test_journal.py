@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvmeofd.addresses import Address
 from nvmeofd.journal import (
     ConnectIntent,
     DirectoryStore,
@@ -22,7 +23,7 @@ from nvmeofd.journal import (
     SubsystemRecord,
     VolumeRecord,
 )
-from nvmeofd.model import Address, VolumeType
+from nvmeofd.model import VolumeType
 from tests.bus.fake import NQN, volume
 
 from .fuzzing import damaged

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from nvmeofd import journald
 from nvmeofd.errors import InUse
+from nvmeofd.jobs import Job
 from nvmeofd.journald import LONGEST_TEXT, LONGEST_VALUE, JournalSocket, JournalStream, encode, is_journal
 from nvmeofd.log import about, bound, log, setup
 from nvmeofd.model import OperationKind, Step
-from nvmeofd.workers import Job
 
 NQN = "nqn.2024-01.org.example:one"
 NAMES = st.text(alphabet="ABCDEFGHIJKLMNOPQRSTUVWXYZ_", min_size=1, max_size=20)

@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvmeofd.addresses import Address, Transport
 from nvmeofd.errors import InvalidArgument
 from nvmeofd.model import (
     NQN_MAX_BYTES,
-    Address,
     Controller,
     DeviceNumber,
     IdKind,
     Namespace,
     NamespaceId,
     Subsystem,
-    Transport,
     User,
     UserKind,
     parse_host_id,

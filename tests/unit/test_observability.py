@@ -13,10 +13,10 @@ import pytest
 
 from nvmeofd import metrics
 from nvmeofd.errors import InUse
+from nvmeofd.jobs import Job
 from nvmeofd.log import about
 from nvmeofd.metrics import FAMILIES, Family
 from nvmeofd.model import OperationKind, VolumeState
-from nvmeofd.workers import Job
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "observability.md").read_text()

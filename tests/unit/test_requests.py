@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvmeofd.addresses import Address
 from nvmeofd.errors import InvalidArgument
-from nvmeofd.model import Address, FormatPolicy, NamespaceId, VolumeType
+from nvmeofd.model import FormatPolicy, NamespaceId, VolumeType
 from nvmeofd.requests import (
     ConnectOptions,
     DisconnectRequest,

@@ -57,7 +57,6 @@ def test_storm(daemon: Daemon) -> None:
         assert done["wrong"] == []
         assert [user[0::2] for user in daemon.users(NQN)] == [("mount", TREE)]
         size.append(guest.call(storm.memory))
-    print(size, guest.call(service.counters))
     assert size[1] < size[0] + (8 << 10)
     assert size[1] < MEMORY
     assert daemon.objects("volume") == [volume_path(TREE)]

@@ -18,12 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel.fabrics import Fabrics
 from nvmeofd.kernel.identity import Identity, firmware_uuid, machine_uuid
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters
 from nvmeofd.kernel.linux import LinuxKernel
 from nvmeofd.kernel.roots import Roots
-from nvmeofd.model import UUID_NQN, Address, HostIdentity
+from nvmeofd.model import UUID_NQN, HostIdentity
 
 from . import trees
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel import fabrics, host, tools
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters, Content
 from nvmeofd.kernel.registry import Registry
-from nvmeofd.model import Address, DeviceNumber, HostIdentity
+from nvmeofd.model import DeviceNumber, HostIdentity
 
 from . import trees
 from .trees import NQN

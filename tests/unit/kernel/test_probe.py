@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel import probe as module
 from nvmeofd.kernel.probe import probe
-from nvmeofd.model import Address
 
 ICRESP = bytes([1, 0, 128, 0, 128, 0, 0, 0]) + bytes(120)
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvmeofd.addresses import Address
 from nvmeofd.kernel.attributes import Gone, present
 from nvmeofd.kernel.sysfs import Sysfs, hex_digits, parse_address
-from nvmeofd.model import Address, DeviceNumber, NamespaceId
+from nvmeofd.model import DeviceNumber, NamespaceId
 
 from . import trees
 from .trees import NQN, UUID
