@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nvmeofd.addresses import Address, Transport
-from nvmeofd.log import log
+from nvmeofd.log import log, quoted
 from nvmeofd.model import DeviceNumber, VolumeState, VolumeType
 from nvmeofd.operations.volumes import Volume
 
@@ -180,6 +180,14 @@ class Journal:
         """Write the record of a volume. Raises OSError, and then nothing has changed."""
         self._write("volume", record.staging_path, record)
         self.volumes[record.staging_path] = record
+
+    def remember(self, record: VolumeRecord) -> None:
+        """Have the record as it is known now, in memory even if it cannot be written. Logs that."""
+        self.volumes[record.staging_path] = record
+        try:
+            self.put_volume(record)
+        except OSError as error:
+            log.warning("cannot write the record of %s: %s", quoted(record.staging_path), error)
 
     def set_phase(self, staging_path: str, phase: Phase) -> None:
         """Raises OSError."""

@@ -297,9 +297,9 @@ class Subsystem:
     def live_controllers(self) -> tuple[Controller, ...]:
         return tuple(c for c in self.controllers if c.live)
 
-    def namespace(self, wwid: str) -> Namespace | None:
-        """The one with that identity, whichever incarnation of it is there."""
-        return next((namespace for namespace in self.namespaces if namespace.wwid == wwid), None)
+    def identified(self, wwid: str) -> tuple[Namespace, ...]:
+        """Those with that identity: one, or one for each controller without native multipath."""
+        return tuple(namespace for namespace in self.namespaces if namespace.wwid == wwid)
 
 
 class UserKind(StrEnum):

@@ -168,9 +168,9 @@ async def undo_format(core: Core, job: Job, record: FormatRecord) -> None:
     not blank.
     """
     subsystem = core.kernel.subsystem(record.nqn)
-    namespace = subsystem.namespace(record.wwid) if subsystem else None
-    same = namespace is not None and (namespace.diskseq, namespace.size) == (record.diskseq, record.size)
-    if namespace is None or not same or not 0 <= now_us() - record.started_at <= WIPE_WINDOW:
+    found = subsystem.identified(record.wwid) if subsystem else ()
+    namespace = next((one for one in found if (one.diskseq, one.size) == (record.diskseq, record.size)), None)
+    if namespace is None or not 0 <= now_us() - record.started_at <= WIPE_WINDOW:
         log.warning("%s: a mkfs on %s was cut short; the device is left as it is", job, record.wwid)
         core.journal.drop_format(record.wwid)
         return

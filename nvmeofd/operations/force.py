@@ -220,8 +220,8 @@ def _refuse(core: Core, job: Job, refusal: NvmeofdError | OSError) -> None:
 
 
 def force_running(before: Job) -> None:
-    """Pass the force of a new call on to the Unstage of the same path that is under way."""
-    if before.operation is OperationKind.UNSTAGE:
+    """Pass the force of a new call on to the Unstage of the same path that is under way, or to what finishes one."""
+    if before.operation in (OperationKind.UNSTAGE, OperationKind.TIDY):
         before.force()
 
 

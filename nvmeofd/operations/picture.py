@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nvmeofd.journal import Phase
 from nvmeofd.kernel.interface import Event, EventKind
 from nvmeofd.log import log
 from nvmeofd.model import OperationKind, Subsystem, VolumeState
@@ -133,3 +134,11 @@ class Picture:
             now = replace(volume, state=state, mount_id=mount_id, size=size)
             if now != volume:
                 self._core.change_volume(now)
+            self._write_down(volume.staging_path, mount_id)
+
+    def _write_down(self, staging_path: str, mount_id: int) -> None:
+        """For the next life, which could not tell the volume's mount from another one. Raises OSError."""
+        record = self._core.journal.volumes.get(staging_path)
+        known = record.volume if record is not None and record.phase is Phase.STAGED else None
+        if record is not None and known is not None and known.mount_id != mount_id:
+            self._core.journal.put_volume(replace(record, volume=replace(known, mount_id=mount_id)))

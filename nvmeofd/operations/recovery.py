@@ -14,7 +14,7 @@ from nvmeofd.log import log, quoted
 from nvmeofd.operations import disconnect
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.unstage import own_mount
-from nvmeofd.operations.volumes import current_state
+from nvmeofd.operations.volumes import current_state, find_moved
 
 if TYPE_CHECKING:
     from nvmeofd.operations.core import Core
@@ -44,8 +44,7 @@ def _spare_what_is_used(core: Core, record: FormatRecord) -> None:
     By the time of the wiping that may be over. Then there can be data that nobody could make again.
     """
     subsystem = core.kernel.subsystem(record.nqn)
-    made = subsystem.namespace(record.wwid) if subsystem else None
-    if made is not None and (users := visible_users(core, [made])):
+    if users := visible_users(core, subsystem.identified(record.wwid) if subsystem else ()):
         log.warning("a mkfs on %s was cut short, and is used by now: %s", record.wwid, "; ".join(map(str, users)))
         core.journal.drop_format(record.wwid)
 
@@ -57,7 +56,7 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
         return False
     mount = own_mount(core, volume)
     if record.phase is not Phase.STAGED:
-        if mount is None or record.phase in (Phase.UNDOING, Phase.FORCING):
+        if mount is None or record.phase in (Phase.UNDOING, Phase.FORCING) or find_moved(core, volume) is not None:
             return False
         # the mount was made just before the stop, or not removed before it: either way it is there now
         # somebody may have mounted the same over it: then which of them it is stays as it is known, or unknown

@@ -35,14 +35,14 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
     """
     path = request.staging_path
     core.cache.refresh()
+    if path not in core.volumes and (left_over := core.journal.volumes.get(path)) is not None:
+        await clean_up(core, job, left_over)
     staged = core.volumes.get(path)
     if staged is not None:
         if _still_there(core, staged):
             return _same_volume(core, staged, request)
         _require_same_namespace(core, staged, request)
         log.info("%s: staging again, the mount went away", job)
-    elif (left_over := core.journal.volumes.get(path)) is not None:
-        await clean_up(core, job, left_over)
     kind = await _usable_path(core, request)
     previous = core.journal.volumes.get(path)
     record = VolumeRecord(
@@ -122,7 +122,7 @@ def _require_same_namespace(core: Core, staged: Volume, request: StageRequest) -
     namespace = None
     if staged.nqn == request.nqn:
         subsystem = core.kernel.subsystem(request.nqn)
-        namespace = subsystem.namespace(staged.wwid) if subsystem else None
+        namespace = next(iter(subsystem.identified(staged.wwid)), None) if subsystem else None
         if namespace is None and str(request.namespace) in (staged.requested, staged.wwid, f"nsid.{staged.nsid}"):
             return
     if namespace is None or not namespace.matches(request.namespace):
@@ -198,10 +198,19 @@ async def _mount(
     if namespace.wwid in core.journal.formats:
         core.journal.drop_format(namespace.wwid)  # a note that could not be removed: from here on there may be data
     core.journal.put_volume(record)
+
+    async def undo() -> None:
+        try:
+            await unmount_own(core, job, volume)
+        except BaseException:
+            # its identifier may not have been written down; without it a mount that was moved is not found
+            core.journal.remember(replace(core.journal.volumes[path], volume=volume))
+            raise
+
     try:
         if creates:
             await _create_path(core, record, transaction)
-        transaction.on_failure(_unmounting(path), lambda: unmount_own(core, volume))
+        transaction.on_failure(_unmounting(path), undo)
         if volume.type is VolumeType.BLOCK:
             mount_id = await core.kernel.bind_device(namespace, path, read_only=volume.read_only)
         else:
@@ -262,16 +271,21 @@ def _keep_no_more(core: Core, nqn: str, transaction: Transaction) -> None:
 async def _restore_record(core: Core, path: str, previous: VolumeRecord | None, transaction: Transaction) -> None:
     """The last undo: what the others could not undo stays in the journal, to be tried again."""
     record = core.journal.volumes.get(path)
-    core.cache.refresh()
-    volume = record.to_unmount if record is not None else None
-    mounted = volume is not None and (transaction.could_not(_unmounting(path)) or own_mount(core, volume) is not None)
-    if record is not None and mounted:
+    if record is not None and (transaction.could_not(_unmounting(path)) or _may_be_mounted(core, record)):
+        core.remove_volume(path)  # one that was lost: what is there from now on is another mount
         core.journal.put_volume(replace(record, phase=Phase.UNDOING))
-        core.remove_volume(path)
     elif previous is not None:
         core.journal.put_volume(previous)
     else:
         core.journal.drop_volume(path)
+
+
+def _may_be_mounted(core: Core, record: VolumeRecord) -> bool:
+    try:
+        core.cache.refresh()
+        return record.to_unmount is not None and own_mount(core, record.to_unmount) is not None
+    except OSError:
+        return record.to_unmount is not None
 
 
 def _unmounting(path: str) -> str:

@@ -15,7 +15,15 @@ from nvmeofd.log import log, quoted
 from nvmeofd.model import Step, VolumeType
 from nvmeofd.operations.force import disconnect_if_dead, stage_again, still_unmounting, umount
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
-from nvmeofd.operations.volumes import Volume, find_mount, find_moved, find_namespace, number_passed_on, stale_mounts
+from nvmeofd.operations.volumes import (
+    NO_MOUNT,
+    Volume,
+    find_mount,
+    find_moved,
+    find_namespace,
+    number_passed_on,
+    stale_mounts,
+)
 
 if TYPE_CHECKING:
     from nvmeofd.jobs import Job
@@ -45,15 +53,12 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     if request.force:
         job.force()
     core.cache.refresh()
+    if path not in core.volumes and (left_over := core.journal.volumes.get(path)) is not None:
+        await _finish(core, job, left_over, request)
+        if path not in core.volumes:
+            return await _leave(core, job, left_over.nqn, keep=request.keep_connected)
     volume = core.volumes.get(path)
     if volume is None:
-        if (left_over := core.journal.volumes.get(path)) is not None:
-            if job.take_force() and left_over.volume is not None:
-                await disconnect_if_dead(core, job, left_over.volume)
-                left_over = core.journal.volumes[path]
-            core.ownership.set_keep(left_over.nqn, request.keep_connected)
-            await clean_up(core, job, left_over)
-            return await _leave(core, job, left_over.nqn, keep=request.keep_connected)
         not_staged_here(core, path)
         return not _connected(core, job.nqn)
     if request.force or own_mount(core, volume) is None:
@@ -82,13 +87,35 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     return await _leave(core, job, volume.nqn, keep=request.keep_connected)
 
 
+async def _finish(core: Core, job: Job, left_over: VolumeRecord, request: UnstageRequest) -> None:
+    """Clear away what an earlier job left half done. It may turn out to be staged after all."""
+    if job.take_force() and left_over.volume is not None:
+        await disconnect_if_dead(core, job, left_over.volume)
+        left_over = core.journal.volumes[left_over.staging_path]
+    kept = core.ownership.keeps(left_over.nqn)
+    core.ownership.set_keep(left_over.nqn, request.keep_connected)
+    try:
+        await clean_up(core, job, left_over)
+    except BaseException:
+        _keep_again(core, job, left_over.nqn, keep=kept)
+        raise
+
+
+def _keep_again(core: Core, job: Job, nqn: str, *, keep: bool) -> None:
+    """An Unstage that failed changes nothing about whether the subsystem is kept connected."""
+    try:
+        core.ownership.set_keep(nqn, keep)
+    except OSError as error:
+        log.warning("%s: cannot write the journal: %s", job, error)
+
+
 def _stays_staged(core: Core, job: Job, volume: Volume, *, keep: bool) -> None:
     """Write down that the volume was not unmounted. Should that fail, it is tried again with the next look."""
     try:
         core.journal.set_phase(volume.staging_path, Phase.STAGED)
-        core.ownership.set_keep(volume.nqn, keep)
     except OSError as error:
         log.warning("%s: cannot write the journal: %s", job, error)
+    _keep_again(core, job, volume.nqn, keep=keep)
 
 
 async def _leave(core: Core, job: Job, nqn: str, *, keep: bool) -> bool:
@@ -124,21 +151,24 @@ async def forget(core: Core, job: Job, volume: Volume) -> None:
     Its record is not in phase STAGED any more: what cannot be removed now is swept up by that.
     """
     path = volume.staging_path
+    # whatever is mounted with its identifier from here on is not the volume
+    unmounted = replace(core.journal.volumes[path], volume=replace(volume, mount_id=NO_MOUNT))
     removed = not volume.created_path or await _remove_path(core, job, path, volume.type)
-    if volume.read_only:
-        await _make_writable_again(core, job, volume)
-    if removed:
-        _drop(core, job, path)
+    writable = not volume.read_only or await _make_writable_again(core, job, volume)
+    if not (removed and writable and _drop(core, job, path)):
+        core.journal.remember(unmounted)
     core.remove_volume(path)
     log.info("%s: unstaged %s", job, volume.wwid)
 
 
-def _drop(core: Core, job: Job, path: str) -> None:
+def _drop(core: Core, job: Job, path: str) -> bool:
     """Remove the record of what is over. There is no way back: should it fail, it is tried again later."""
     try:
         core.journal.drop_volume(path)
     except OSError as error:
-        log.warning("%s: cannot remove the record of %s: %s", job, path, error)
+        log.warning("%s: cannot remove the record of %s: %s", job, quoted(path), error)
+        return False
+    return True
 
 
 async def _remove_path(core: Core, job: Job, path: str, kind: VolumeType) -> bool:
@@ -227,19 +257,22 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
         else:
             core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
         return
-    if (volume := record.to_unmount) is not None:
+    if (volume := record.to_unmount) is not None and volume.mount_id != NO_MOUNT:
         if record.phase is Phase.FORCING and not await _finish_forcing(core, job, volume):
             return
         job.enter(Step.UNMOUNTING, path)
-        await unmount_own(core, volume)
+        await unmount_own(core, job, volume)
         if await still_unmounting(core, volume):
             raise Busy(f"{path} is not mounted any more, but the kernel has not written all of it to {record.nqn} yet")
-    if record.volume is not None and record.volume.read_only:
-        await _make_writable_again(core, job, record.volume)
-    if record.creates_path and not await _remove_path(core, job, path, record.type):
-        return
-    _drop(core, job, path)
-    log.info("%s: cleared what was half done in phase %s", job, record.phase)
+        record = replace(record, volume=replace(volume, mount_id=NO_MOUNT))
+    writable = record.volume is None or not record.volume.read_only
+    if record.volume is not None and not writable:
+        writable = await _make_writable_again(core, job, record.volume)
+    removed = not record.creates_path or await _remove_path(core, job, path, record.type)
+    if removed and writable and _drop(core, job, path):
+        log.info("%s: cleared what was half done in phase %s", job, record.phase)
+    else:
+        core.journal.remember(record)
 
 
 async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
@@ -273,16 +306,17 @@ def _require_uncovered(core: Core, own: Mount) -> None:
         raise UnmountFailed(f"{own.mount_point}: another mount ({top.source}) covers the volume; unmount that first")
 
 
-async def unmount_own(core: Core, volume: Volume) -> None:
+async def unmount_own(core: Core, job: Job, volume: Volume) -> None:
     """Undo a mount. Not there is success, at another path by now is not. Raises UnmountFailed."""
     unmounted: set[int] = set()
     core.cache.doubt()
     core.cache.refresh()
+    refuse_moved(core, volume)  # also when there is another one of the same device at the path
     # more than once, should somebody have mounted the same volume over it
     while (own := own_mount(core, volume)) is not None:
         _require_uncovered(core, own)
         try:
-            await core.kernel.unmount(own, volume.staging_path)
+            await umount(core, job, volume, own)
         except CommandError as error:
             _look_again(core, error)
             raise UnmountFailed(f"{own.mount_point}: {error}") from error
@@ -310,6 +344,7 @@ async def _force(core: Core, job: Job, volume: Volume, own: Mount) -> None:
 
 async def _unmount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
     path = volume.staging_path
+    volume = replace(volume, mount_id=own.mount_id)  # it may not be known, or another one's: mounted by somebody anew
     job.enter(Step.UNMOUNTING, path)
     if core.journal.volumes[path].phase is not Phase.FORCING:
         core.journal.set_phase(path, Phase.UNSTAGING)
@@ -338,11 +373,19 @@ async def make_writable(core: Core, namespace: Namespace) -> None:
         await device.set_read_only(False)
 
 
-async def _make_writable_again(core: Core, job: Job, volume: Volume) -> None:
+async def _make_writable_again(core: Core, job: Job, volume: Volume) -> bool:
+    """Returns whether there is nothing left to be done about it."""
     namespace = find_namespace(core.kernel.subsystem(volume.nqn), volume)
     if namespace is None:
-        return
+        return True
+    others = [one for path, one in core.volumes.items() if path != volume.staging_path]
+    if any(one.read_only and one.is_on(namespace) for one in others):
+        return True  # staged anew since, at another path: it is made writable when that is unstaged
     try:
         await make_writable(core, namespace)
-    except (OSError, DeviceChanged) as error:
+    except DeviceChanged:
+        return True
+    except OSError as error:
         log.warning("%s: cannot make %s writable again: %s", job, volume.device, error)
+        return False
+    return True
