@@ -65,8 +65,8 @@ async def unstage_before_a_stage(host: Host) -> None:
 
 
 async def lose_name(host: Host) -> None:
-    """What was staged is lost, and its device's name has passed to the device of another volume."""
-    await host.stage(ONE, EXT4, PATHS, "/srv/new", read_only=True)
+    """What was staged is lost, and its device's name has passed to another device, which somebody has mounted there."""
+    await host.stage(ONE, EXT4, PATHS, "/srv/new")
     name = host.engine.volumes["/srv/new"].device
     host.world.unmount("/srv/new")
     await host.quiesce(1)
@@ -74,7 +74,7 @@ async def lose_name(host: Host) -> None:
         host.world.disconnect(ONE)
         host.world.connect(ONE, PATHS[0])
         await host.quiesce(1)
-    await host.stage(ONE, XFS, PATHS, "/srv/b", read_only=True)
+    host.world.mount(host.world.head(ONE, 2), "/srv/new")
 
 
 async def ask_for_much(host: Host) -> None:
@@ -121,7 +121,7 @@ SCENARIOS = {
 BOUND = Scenario("unstage-beside-a-bind", lambda h: h.unstage("/srv/new"), stage_beside_a_bind)
 GARBAGE = Scenario("format-garbage", SCENARIOS["format"].act, with_garbage, again=False)
 AWAITED = Scenario("unstage-before-a-stage", unstage_before_a_stage, stage_ext4)
-NAMES = Scenario("names-change-hands", lambda h: h.unstage("/srv/new"), lose_name)
+NAMES = Scenario("names-change-hands", lambda h: h.unstage("/srv/new"), lose_name, again=False)
 FLOOD = Scenario("flood", ask_for_much, again=False)
 FORCE = Scenario("force", lambda h: h.unstage("/srv/new", force=True), stage_ext4)
 

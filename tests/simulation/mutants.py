@@ -293,7 +293,7 @@ MUTANTS = (
     Mutant(
         "half-made-is-left",
         "a mkfs that a crash cut short is not undone",
-        (Edit("operations.filesystem:undo_format", "if namespace is None or not same or ", "if True or "),),
+        (Edit("operations.filesystem:undo_format", "if namespace is None or ", "if True or "),),
         points(everywhere.crashes, SCENARIOS["format"]),
     ),
     Mutant(
@@ -317,7 +317,7 @@ MUTANTS = (
     Mutant(
         "mount-before-intent",
         "a mount is written down only after it was made",
-        (Edit("operations.stage:_mount", "    core.journal.put_volume(record)\n    try:\n", "    try:\n"),),
+        (Edit("operations.stage:_mount", "    core.journal.put_volume(record)\n\n    async def", "    async def"),),
         points(everywhere.crashes, STAGE),
     ),
     Mutant(
