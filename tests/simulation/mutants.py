@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.simulation import everywhere, histories, test_force, test_same_volume
+from tests.simulation import everywhere, histories, test_force, test_misfortunes, test_renamed, test_same_volume
 from tests.simulation.everywhere import AWAITED, BOUND, FLOOD, GARBAGE, NAMES, SCENARIOS, Case
 
 
@@ -142,12 +142,12 @@ def points(
     return Catcher(" ".join([kind.__name__, "of", scenario.name, *map(str, more)]), plays, enough)
 
 
-def suite(test: Callable[..., None], *arguments: Any) -> Catcher:
+def suite(test: Callable[..., None], **arguments: Any) -> Catcher:
     """One test of the directed ones."""
 
     def plays() -> Iterator[list[str]]:
         try:
-            test(*arguments)
+            test(**arguments)
         except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - whatever it is, it was noticed
             yield [f"{type(error).__name__}: {error}"]
 
@@ -409,7 +409,7 @@ MUTANTS = (
                 "operations.force:_decide", "if mounted and find_mount(core.cache, again, volume) is None:", "if False:"
             ),
         ),
-        suite(test_force.test_unmounted_by_somebody_who_goes_on_to_use_the_device, "claim"),
+        suite(test_force.test_unmounted_by_somebody_who_goes_on_to_use_the_device, call="claim"),
     ),
     Mutant(
         "mount-of-somebody-else",
@@ -420,5 +420,39 @@ MUTANTS = (
             ),
         ),
         suite(test_same_volume.test_what_a_stage_did_not_get_to_mount_is_somebody_elses),
+    ),
+    Mutant(
+        "moved-is-gone",
+        "a mount that is not at its path counts as unmounted",
+        (Edit("operations.unstage:refuse_moved", "moved = find_moved(core, volume)", "moved = None"),),
+        suite(test_renamed.test_across_a_restart, back=True),
+    ),
+    Mutant(
+        "renames-not-noticed",
+        "force takes the mount table for exact because poll says so",
+        (Edit("operations.force:_look_if_dead", "core.cache.doubt()", "pass"),),
+        suite(test_renamed.test_forced_and_moved_in_the_middle_of_it),
+    ),
+    Mutant(
+        "identifier-not-written-down",
+        "the identifier of a mount that somebody made anew is known to one life of the daemon only",
+        (
+            Edit(
+                "operations.picture:Picture._update_volumes", "self._write_down(volume.staging_path, mount_id)", "pass"
+            ),
+        ),
+        suite(test_misfortunes.test_mounted_anew_then_a_restart_then_without_a_device),
+    ),
+    Mutant(
+        "one-of-two-names",
+        "of a device with two names, one is looked at before what a mkfs left is wiped off",
+        (
+            Edit(
+                "operations.recovery:_spare_what_is_used",
+                "subsystem.identified(record.wwid)",
+                "subsystem.identified(record.wwid)[:1]",
+            ),
+        ),
+        suite(test_misfortunes.test_what_mkfs_left_is_in_use_by_another_name, nsid=5),
     ),
 )
