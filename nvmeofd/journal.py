@@ -32,6 +32,7 @@ class Phase(StrEnum):
     UNSTAGING = "unstaging"  # the mount may or may not be there
     FORCING = "forcing"  # the same, and its dead subsystem is being disconnected under it
     UNDOING = "undoing"  # a Stage that failed left its mount behind; its caller knows that it failed
+    UNMOUNTED = "unmounted"  # whoever mounts it there from now on is somebody else; the rest could not be undone yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,8 @@ class VolumeRecord:
 
     @property
     def to_unmount(self) -> Volume | None:
-        """The volume, if this daemon may have mounted it. In phase STAGING, whoever has mounted it is somebody else."""
-        return None if self.phase is Phase.STAGING else self.volume
+        """The volume, if this daemon may have mounted it. Before and after that, whoever has is somebody else."""
+        return None if self.phase in (Phase.STAGING, Phase.UNMOUNTED) else self.volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +182,18 @@ class Journal:
         self._write("volume", record.staging_path, record)
         self.volumes[record.staging_path] = record
 
-    def remember(self, record: VolumeRecord) -> None:
+    def remember(self, record: VolumeRecord | SubsystemRecord) -> None:
         """Have the record as it is known now, in memory even if it cannot be written. Logs that."""
-        self.volumes[record.staging_path] = record
         try:
-            self.put_volume(record)
+            if isinstance(record, VolumeRecord):
+                self.volumes[record.staging_path] = record
+                self.put_volume(record)
+            else:
+                self.subsystems[record.nqn] = record
+                self.put_subsystem(record)
         except OSError as error:
-            log.warning("cannot write the record of %s: %s", quoted(record.staging_path), error)
+            name = record.staging_path if isinstance(record, VolumeRecord) else record.nqn
+            log.warning("cannot write the record of %s: %s", quoted(name), error)
 
     def set_phase(self, staging_path: str, phase: Phase) -> None:
         """Raises OSError."""

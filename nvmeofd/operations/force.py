@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 async def disconnect_if_dead(core: Core, job: Job, volume: Volume) -> bool:
     """Delete all controllers of the volume's subsystem, if none of them is live and nobody else uses it.
 
-    Returns whether that was done; False when the volume is not dead: a path is live, or its device went away already.
-    Then it can be unmounted like any other. What is begun here is seen to its end.
+    Returns whether that was done; False when the volume is not dead: a path is live, its device went away already, or
+    it is no filesystem, which alone waits for its device. Then it can be unmounted like any other. What is begun here
+    is seen to its end.
 
     Raises:
         InUse: nothing was deleted; somebody else uses the subsystem.
@@ -49,6 +50,8 @@ async def disconnect_if_dead(core: Core, job: Job, volume: Volume) -> bool:
         DisconnectFailed: a controller could not be deleted, or it cannot be told whose it is.
     """
     path, nqn = volume.staging_path, volume.nqn
+    if volume.type is not VolumeType.FILESYSTEM:
+        return False
     with job.protected():
         try:
             deletion = await _decide(core, job, volume)
@@ -103,8 +106,8 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
             stop_if_used(_other_users(core, again, volume))
             if mounted and find_mount(core.cache, again, volume) is None:
                 return None  # somebody has unmounted it: whoever holds its device now is somebody else
-            if volume.staging_path in core.journal.volumes:
-                core.journal.set_phase(volume.staging_path, Phase.FORCING)
+            if (record := core.journal.volumes.get(volume.staging_path)) is not None:
+                core.journal.put_volume(replace(record, phase=Phase.FORCING, volume=volume))
             deletion = Deletion(core, job, volume.nqn, again.controllers)
             await deletion.run()
     except ClaimBusy as busy:

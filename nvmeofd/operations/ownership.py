@@ -61,6 +61,12 @@ class Ownership:
         if record is not None and record.keep != keep:
             self._journal.put_subsystem(replace(record, keep=keep))
 
+    def keep_as_before(self, nqn: str, keep: bool) -> None:
+        """Take back what set_keep did, even if that cannot be written."""
+        record = self._journal.subsystems.get(nqn)
+        if record is not None and record.keep != keep:
+            self._journal.remember(replace(record, keep=keep))
+
     @property
     def left(self) -> tuple[str, ...]:
         """The subsystems that a Disconnect is at work on, or was when the daemon was last seen."""

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from nvmeofd.journal import Phase
 from nvmeofd.kernel.interface import Event, EventKind
-from nvmeofd.log import log
-from nvmeofd.model import OperationKind, Subsystem, VolumeState
+from nvmeofd.log import log, quoted
+from nvmeofd.model import OperationKind, Subsystem
 from nvmeofd.operations.volumes import (
     NO_MOUNT,
     current_state,
     find_mount,
     find_moved,
     find_namespace,
+    identifier,
     stale_mounts,
 )
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 COALESCE = 0.05
 # After this many seconds the picture is brought up to date again when that failed.
 RETRY = 1.0
+# The same when only the journal could not be written.
+WRITE_AGAIN = 30.0
 
 
 class Picture:
@@ -74,8 +77,14 @@ class Picture:
     def schedule(self, *, devices: bool, delay: float = COALESCE) -> None:
         """Have the picture brought up to date soon; ``devices``: more than mounts has changed."""
         self._devices_changed = self._devices_changed or devices
-        if self._timer is None and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._start_update)
+        if self._closed:
+            return
+        when = asyncio.get_running_loop().time() + delay
+        if self._timer is not None and self._timer.when() > when:
+            self._timer.cancel()  # what waits for another attempt must not hold up what is new
+            self._timer = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(when, self._start_update)
 
     def _start_update(self) -> None:
         self._timer = None
@@ -121,14 +130,13 @@ class Picture:
             cache, subsystem = self._core.cache, subsystems[volume.nqn]
             state = current_state(cache, subsystem, volume)
             mount_id = volume.mount_id
-            there = find_moved(self._core, volume) or stale_mounts(cache, volume)
-            if state is VolumeState.LOST and not there:
+            if (mount := find_mount(cache, subsystem, volume)) is not None:
+                mount_id = identifier(self._core, volume, mount)
+            elif not (find_moved(self._core, volume) or stale_mounts(cache, volume)):
                 mount_id = NO_MOUNT  # the kernel gives the number to another mount
             if state is not volume.state:
                 what = (volume.wwid, volume.nqn, volume.staging_path, state)
                 log.info("volume %s of %s at %s is %s", *what, extra=volume.log_extra)
-            if mount_id == NO_MOUNT and (mount := find_mount(cache, subsystem, volume)) is not None:
-                mount_id = mount.mount_id  # mounted again at its path
             namespace = find_namespace(subsystem, volume)
             size = namespace.size if namespace else volume.size
             now = replace(volume, state=state, mount_id=mount_id, size=size)
@@ -137,8 +145,12 @@ class Picture:
             self._write_down(volume.staging_path, mount_id)
 
     def _write_down(self, staging_path: str, mount_id: int) -> None:
-        """For the next life, which could not tell the volume's mount from another one. Raises OSError."""
+        """For the next life, which could not tell the volume's mount from another one."""
         record = self._core.journal.volumes.get(staging_path)
         known = record.volume if record is not None and record.phase is Phase.STAGED else None
         if record is not None and known is not None and known.mount_id != mount_id:
-            self._core.journal.put_volume(replace(record, volume=replace(known, mount_id=mount_id)))
+            try:
+                self._core.journal.put_volume(replace(record, volume=replace(known, mount_id=mount_id)))
+            except OSError as error:
+                log.warning("cannot write the record of %s: %s", quoted(staging_path), error)
+                self.schedule(devices=True, delay=WRITE_AGAIN)

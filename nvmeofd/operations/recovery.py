@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nvmeofd.jobs import now_us
 from nvmeofd.journal import FormatRecord, Phase, VolumeRecord
 from nvmeofd.log import log, quoted
 from nvmeofd.operations import disconnect
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.unstage import own_mount
-from nvmeofd.operations.volumes import current_state, find_moved
+from nvmeofd.operations.volumes import current_state, find_moved, identifier
 
 if TYPE_CHECKING:
     from nvmeofd.operations.core import Core
@@ -59,11 +60,11 @@ def _take_over(core: Core, record: VolumeRecord) -> bool:
         if mount is None or record.phase in (Phase.UNDOING, Phase.FORCING) or find_moved(core, volume) is not None:
             return False
         # the mount was made just before the stop, or not removed before it: either way it is there now
-        # somebody may have mounted the same over it: then which of them it is stays as it is known, or unknown
-        there = [one.mount_id for one in core.cache.mounts_at(path)]
-        if volume.mount_id not in there:
-            volume = replace(volume, mount_id=mount.mount_id if len(there) == 1 else 0)
-        core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
+        volume = replace(volume, staged_at=volume.staged_at or now_us())
+    if mount is not None:
+        volume = replace(volume, mount_id=identifier(core, volume, mount))
+    if (record.phase, record.volume) != (Phase.STAGED, volume):
+        core.journal.remember(replace(record, phase=Phase.STAGED, volume=volume))
     state = current_state(core.cache, core.kernel.subsystem(volume.nqn), volume)
     core.add_volume(replace(volume, state=state))
     where = quoted(volume.nqn), quoted(path)

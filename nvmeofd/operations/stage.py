@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvmeofd.errors import AlreadyStaged, InvalidArgument, MountFailed, PathNotEmpty, WrongFilesystem
+from nvmeofd.errors import AlreadyStaged, Busy, InvalidArgument, MountFailed, PathNotEmpty, WrongFilesystem
 from nvmeofd.jobs import now_us
 from nvmeofd.journal import Phase, VolumeRecord
 from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged, HeldElsewhere, KernelError, PathKind, StagingPathError
@@ -45,12 +45,14 @@ async def stage(core: Core, job: Job, request: StageRequest) -> Volume:
         log.info("%s: staging again, the mount went away", job)
     kind = await _usable_path(core, request)
     previous = core.journal.volumes.get(path)
+    if staged is None and previous is not None and previous.volume is not None and previous.volume.read_only:
+        raise Busy(f"{path}: {previous.volume.device}, which was staged there, is still to be made writable again")
     record = VolumeRecord(
         nqn=request.nqn,
         staging_path=path,
         type=request.type,
         phase=Phase.STAGING,
-        creates_path=staged is not None and staged.created_path,
+        creates_path=previous is not None and previous.creates_path,
     )
     async with Transaction(job) as transaction:
         transaction.on_failure("restore the journal", lambda: _restore_record(core, path, previous, transaction))
@@ -170,7 +172,7 @@ async def _make_read_only(
         # the claim also finds a mount in another mount namespace, and keeps new ones away meanwhile
         async with core.kernel.claim([namespace]):
             core.journal.put_volume(record)
-            transaction.on_failure(f"make {namespace.path} writable", undo)
+            transaction.on_failure(_making_writable(namespace.path), undo)
             await device.set_read_only(True)
     except ClaimBusy as error:
         raise MountFailed(f"{namespace.path} cannot be made read-only while it is used: {error}") from error
@@ -235,7 +237,7 @@ async def _create_path(core: Core, record: VolumeRecord, transaction: Transactio
             with suppress(HeldElsewhere):  # as in Unstage, it is left then
                 await core.kernel.remove_path(path, record.type)
 
-    transaction.on_failure(f"remove {path}", remove)
+    transaction.on_failure(_removing(path), remove)
     try:
         await core.kernel.create_path(path, record.type)
     except StagingPathError:
@@ -273,7 +275,11 @@ async def _restore_record(core: Core, path: str, previous: VolumeRecord | None, 
     record = core.journal.volumes.get(path)
     if record is not None and (transaction.could_not(_unmounting(path)) or _may_be_mounted(core, record)):
         core.remove_volume(path)  # one that was lost: what is there from now on is another mount
-        core.journal.put_volume(replace(record, phase=Phase.UNDOING))
+        core.journal.put_volume(replace(record, phase=Phase.UNDOING, volume=_read_only_as(previous, record.volume)))
+    elif record is not None and record.volume and transaction.could_not(_making_writable(record.volume.device)):
+        core.remove_volume(path)
+        creates_path = transaction.could_not(_removing(path)) or (previous is not None and previous.creates_path)
+        core.journal.put_volume(replace(record, phase=Phase.UNMOUNTED, creates_path=creates_path))
     elif previous is not None:
         core.journal.put_volume(previous)
     else:
@@ -286,6 +292,21 @@ def _may_be_mounted(core: Core, record: VolumeRecord) -> bool:
         return record.to_unmount is not None and own_mount(core, record.to_unmount) is not None
     except OSError:
         return record.to_unmount is not None
+
+
+def _read_only_as(previous: VolumeRecord | None, volume: Volume | None) -> Volume | None:
+    """With what is to be made writable again after the volume that was lost before, too."""
+    if volume is None or previous is None or previous.volume is None:
+        return volume
+    return replace(volume, read_only=volume.read_only or previous.volume.read_only)
+
+
+def _making_writable(device: str) -> str:
+    return f"make {device} writable"
+
+
+def _removing(path: str) -> str:
+    return f"remove {path}"
 
 
 def _unmounting(path: str) -> str:

@@ -16,11 +16,11 @@ from nvmeofd.model import Step, VolumeType
 from nvmeofd.operations.force import disconnect_if_dead, stage_again, still_unmounting, umount
 from nvmeofd.operations.guard import StillUsed, disconnect_unused
 from nvmeofd.operations.volumes import (
-    NO_MOUNT,
     Volume,
     find_mount,
     find_moved,
     find_namespace,
+    identifier,
     number_passed_on,
     stale_mounts,
 )
@@ -52,10 +52,13 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     path = request.staging_path
     if request.force:
         job.force()
+    kept = core.ownership.keeps(job.nqn)
     core.cache.refresh()
     if path not in core.volumes and (left_over := core.journal.volumes.get(path)) is not None:
         await _finish(core, job, left_over, request)
         if path not in core.volumes:
+            core.cache.refresh()
+            not_staged_here(core, path)
             return await _leave(core, job, left_over.nqn, keep=request.keep_connected)
     volume = core.volumes.get(path)
     if volume is None:
@@ -69,13 +72,13 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
     mounts = core.cache.mounts_at(path)
     if mounts and own_mount(core, volume) is None:
         raise NotStaged(f"{path}: {mounts[-1].source} ({mounts[-1].fstype}) is mounted there, not by this daemon")
-    kept = core.ownership.keeps(volume.nqn)
     # before the first side effect: after a crash in between it is too late to say so
     core.ownership.set_keep(volume.nqn, request.keep_connected)
     try:
         # more than once, should somebody have mounted the same volume over it
         while (own := own_mount(core, volume)) is not None:
             _require_uncovered(core, own)
+            volume = replace(volume, mount_id=identifier(core, volume, own))
             await (_force if job.take_force() else _unmount)(core, job, volume, own)
         if core.journal.volumes[path].phase is Phase.STAGED:  # the mount was lost
             core.journal.set_phase(path, Phase.UNSTAGING)
@@ -89,24 +92,16 @@ async def unstage(core: Core, job: Job, request: UnstageRequest) -> bool:
 
 async def _finish(core: Core, job: Job, left_over: VolumeRecord, request: UnstageRequest) -> None:
     """Clear away what an earlier job left half done. It may turn out to be staged after all."""
-    if job.take_force() and left_over.volume is not None:
-        await disconnect_if_dead(core, job, left_over.volume)
+    if job.take_force() and left_over.to_unmount is not None:
+        await disconnect_if_dead(core, job, left_over.to_unmount)
         left_over = core.journal.volumes[left_over.staging_path]
     kept = core.ownership.keeps(left_over.nqn)
     core.ownership.set_keep(left_over.nqn, request.keep_connected)
     try:
         await clean_up(core, job, left_over)
     except BaseException:
-        _keep_again(core, job, left_over.nqn, keep=kept)
+        core.ownership.keep_as_before(left_over.nqn, kept)
         raise
-
-
-def _keep_again(core: Core, job: Job, nqn: str, *, keep: bool) -> None:
-    """An Unstage that failed changes nothing about whether the subsystem is kept connected."""
-    try:
-        core.ownership.set_keep(nqn, keep)
-    except OSError as error:
-        log.warning("%s: cannot write the journal: %s", job, error)
 
 
 def _stays_staged(core: Core, job: Job, volume: Volume, *, keep: bool) -> None:
@@ -115,7 +110,7 @@ def _stays_staged(core: Core, job: Job, volume: Volume, *, keep: bool) -> None:
         core.journal.set_phase(volume.staging_path, Phase.STAGED)
     except OSError as error:
         log.warning("%s: cannot write the journal: %s", job, error)
-    _keep_again(core, job, volume.nqn, keep=keep)
+    core.ownership.keep_as_before(volume.nqn, keep)
 
 
 async def _leave(core: Core, job: Job, nqn: str, *, keep: bool) -> bool:
@@ -151,12 +146,10 @@ async def forget(core: Core, job: Job, volume: Volume) -> None:
     Its record is not in phase STAGED any more: what cannot be removed now is swept up by that.
     """
     path = volume.staging_path
-    # whatever is mounted with its identifier from here on is not the volume
-    unmounted = replace(core.journal.volumes[path], volume=replace(volume, mount_id=NO_MOUNT))
     removed = not volume.created_path or await _remove_path(core, job, path, volume.type)
     writable = not volume.read_only or await _make_writable_again(core, job, volume)
     if not (removed and writable and _drop(core, job, path)):
-        core.journal.remember(unmounted)
+        core.journal.remember(replace(core.journal.volumes[path], phase=Phase.UNMOUNTED, volume=volume))
     core.remove_volume(path)
     log.info("%s: unstaged %s", job, volume.wwid)
 
@@ -257,22 +250,21 @@ async def clean_up(core: Core, job: Job, record: VolumeRecord) -> None:
         else:
             core.journal.put_volume(replace(record, phase=Phase.STAGED, volume=volume))
         return
-    if (volume := record.to_unmount) is not None and volume.mount_id != NO_MOUNT:
+    if (volume := record.to_unmount) is not None:
         if record.phase is Phase.FORCING and not await _finish_forcing(core, job, volume):
             return
         job.enter(Step.UNMOUNTING, path)
         await unmount_own(core, job, volume)
         if await still_unmounting(core, volume):
             raise Busy(f"{path} is not mounted any more, but the kernel has not written all of it to {record.nqn} yet")
-        record = replace(record, volume=replace(volume, mount_id=NO_MOUNT))
     writable = record.volume is None or not record.volume.read_only
     if record.volume is not None and not writable:
         writable = await _make_writable_again(core, job, record.volume)
     removed = not record.creates_path or await _remove_path(core, job, path, record.type)
     if removed and writable and _drop(core, job, path):
         log.info("%s: cleared what was half done in phase %s", job, record.phase)
-    else:
-        core.journal.remember(record)
+    elif record.phase is not Phase.UNMOUNTED:
+        core.journal.remember(replace(core.journal.volumes[path], phase=Phase.UNMOUNTED))
 
 
 async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
@@ -285,6 +277,8 @@ async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
     core.cache.refresh()
     if find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume) is None:
         return True
+    if volume.staged_at == 0:
+        return True  # of a Stage that failed
     stage_again(core, volume)
     return False
 
@@ -335,7 +329,7 @@ def _look_again(core: Core, error: CommandError) -> None:
 
 async def _force(core: Core, job: Job, volume: Volume, own: Mount) -> None:
     """Unmount, and disconnect before if the filesystem is dead."""
-    if volume.type is VolumeType.FILESYSTEM and await disconnect_if_dead(core, job, volume):
+    if await disconnect_if_dead(core, job, volume):
         with job.protected():
             await _unmount(core, job, volume, own)
     else:
@@ -344,10 +338,11 @@ async def _force(core: Core, job: Job, volume: Volume, own: Mount) -> None:
 
 async def _unmount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
     path = volume.staging_path
-    volume = replace(volume, mount_id=own.mount_id)  # it may not be known, or another one's: mounted by somebody anew
     job.enter(Step.UNMOUNTING, path)
-    if core.journal.volumes[path].phase is not Phase.FORCING:
-        core.journal.set_phase(path, Phase.UNSTAGING)
+    record = core.journal.volumes[path]
+    if record.phase is not Phase.FORCING:
+        core.journal.put_volume(replace(record, phase=Phase.UNSTAGING, volume=volume))
+    volume = replace(volume, mount_id=own.mount_id)  # this one is to go, whichever of them it is
     try:
         await umount(core, job, volume, own)
     except CommandError as error:
@@ -378,9 +373,10 @@ async def _make_writable_again(core: Core, job: Job, volume: Volume) -> bool:
     namespace = find_namespace(core.kernel.subsystem(volume.nqn), volume)
     if namespace is None:
         return True
-    others = [one for path, one in core.volumes.items() if path != volume.staging_path]
-    if any(one.read_only and one.is_on(namespace) for one in others):
-        return True  # staged anew since, at another path: it is made writable when that is unstaged
+    for path, record in core.journal.volumes.items():
+        other = record.to_unmount if path != volume.staging_path else None
+        if other is not None and other.read_only and other.is_on(namespace):
+            return True  # mounted anew since, at another path: it is made writable when that is unmounted
     try:
         await make_writable(core, namespace)
     except DeviceChanged:

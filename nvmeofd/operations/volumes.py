@@ -92,6 +92,17 @@ def find_moved(core: Core, volume: Volume) -> Mount | None:
     return next((mount for mount in mounts if _was_on(mount, volume)), None)
 
 
+def identifier(core: Core, volume: Volume, mount: Mount) -> int:
+    """The identifier of the volume's mount, which was found at its path: somebody may have mounted it anew.
+
+    0 when there are several and it is not known which is the volume's. Raises OSError.
+    """
+    there = [one.mount_id for one in core.cache.mounts_at(volume.staging_path)]
+    if volume.mount_id in there or find_moved(core, volume) is not None:
+        return volume.mount_id
+    return mount.mount_id if len(there) == 1 else 0
+
+
 def number_passed_on(kernel: Kernel, volume: Volume) -> bool:
     """Whether another disk has the device number by now, so that what is mounted from it is not the volume.
 

@@ -61,6 +61,7 @@ class SimLockedDevice:
             disk.other, disk.ambivalent, disk.damaged = "", False, False
             disk.fstype, disk.fs_uuid = world.rng.choice((("", ""), (fstype, uuid)))
             disk.garbage = disk.unfinished = disk.untouched = True
+            self._kernel.claims.append(self._head)  # it has the device open with O_EXCL, up to its end
 
         def finish() -> None:
             if self._head.gone:
@@ -69,8 +70,12 @@ class SimLockedDevice:
             disk.formatted.append(fstype)
 
         detail = f"{self._head.path} {fstype}"
-        await self._kernel.call("make_filesystem", begin, detail=detail, ready=self._not_stuck, child=True)
-        await self._kernel.call("finish_filesystem", finish, detail=detail, ready=self._not_stuck, child=True)
+        try:
+            await self._kernel.call("make_filesystem", begin, detail=detail, ready=self._not_stuck, child=True)
+            await self._kernel.call("finish_filesystem", finish, detail=detail, ready=self._not_stuck, child=True)
+        finally:
+            if self._head in self._kernel.claims:
+                self._kernel.claims.remove(self._head)
 
     async def wipe(self) -> None:
         disk, world = self._head.disk, self._kernel.world

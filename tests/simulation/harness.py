@@ -351,7 +351,9 @@ class Host:
         found = []
         journal = self.journal()
         held = {path for path in journal.volumes if self.world.mounts.elsewhere(path) or self._covered(path)}
-        held |= {path for path, record in journal.volumes.items() if record.volume and self._passed_on(record.volume)}
+        held |= {
+            path for path, record in journal.volumes.items() if record.to_unmount and self._passed_on(record.to_unmount)
+        }
         held -= set(self.engine.volumes)
         if set(journal.volumes) - held != set(self.engine.volumes):
             found.append(f"journal has volumes {sorted(journal.volumes)}, the daemon {sorted(self.engine.volumes)}")

@@ -416,7 +416,9 @@ MUTANTS = (
         "what was mounted while a Stage had not come to it counts as its own",
         (
             Edit(
-                "journal:VolumeRecord.to_unmount", "None if self.phase is Phase.STAGING else self.volume", "self.volume"
+                "journal:VolumeRecord.to_unmount",
+                "None if self.phase in (Phase.STAGING, Phase.UNMOUNTED) else self.volume",
+                "self.volume",
             ),
         ),
         suite(test_same_volume.test_what_a_stage_did_not_get_to_mount_is_somebody_elses),
@@ -434,14 +436,14 @@ MUTANTS = (
         suite(test_renamed.test_forced_and_moved_in_the_middle_of_it),
     ),
     Mutant(
-        "identifier-not-written-down",
-        "the identifier of a mount that somebody made anew is known to one life of the daemon only",
+        "loss-not-written-down",
+        "that a mount is gone for good is known to one life of the daemon only",
         (
             Edit(
                 "operations.picture:Picture._update_volumes", "self._write_down(volume.staging_path, mount_id)", "pass"
             ),
         ),
-        suite(test_misfortunes.test_mounted_anew_then_a_restart_then_without_a_device),
+        suite(test_misfortunes.test_lost_for_good_across_a_restart),
     ),
     Mutant(
         "one-of-two-names",
