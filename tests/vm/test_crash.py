@@ -10,7 +10,7 @@ from .guest import crashes
 from .harness import Guest
 
 # How many moments of each scenario; CRASH_MOMENTS=0 in the environment goes through all of them.
-MOMENTS = int(os.environ.get("CRASH_MOMENTS", "4"))
+MOMENTS = int(os.environ.get("CRASH_MOMENTS", "3"))
 SECONDS = 3600.0
 
 
