@@ -13,11 +13,12 @@ from nvmeofd.errors import AlreadyStaged, Busy, ShuttingDown
 from nvmeofd.jobs import Job
 from nvmeofd.log import log
 from nvmeofd.model import OperationKind
+from nvmeofd.operations.clearing import clean_up
 from nvmeofd.operations.disconnect import disconnect
 from nvmeofd.operations.filesystem import undo_format
 from nvmeofd.operations.force import force_running
 from nvmeofd.operations.stage import stage
-from nvmeofd.operations.unstage import clean_up, not_staged_here, unstage
+from nvmeofd.operations.unstage import not_staged_here, unstage
 from nvmeofd.requests import DisconnectRequest, StageRequest, UnstageRequest
 
 if TYPE_CHECKING:

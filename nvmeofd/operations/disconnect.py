@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from logging import DEBUG, INFO
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed, InUse, Shared
@@ -46,6 +48,49 @@ async def disconnect(core: Core, job: Job, nqn: str) -> tuple[str, ...]:
     finally:
         core.ownership.stay(nqn)
     return tuple(controller.name for controller in deleted)
+
+
+async def disconnect_owned(core: Core, job: Job, nqn: str) -> bool:
+    """Disconnect the controllers of this daemon if nothing uses the subsystem; never an error.
+
+    Returns whether the subsystem is no longer connected. What had to be skipped is looked at again later.
+    """
+    if core.workers.stage_waiting(nqn):
+        return not is_connected(core, nqn)
+    _settle_intent(core, nqn)
+    try:
+        await disconnect_unused(core, job, nqn, core.ownership.owned)
+    except StillUsed as used:
+        core.count("disconnects-deferred")
+        # the daemon's own jobs try again and again, as long as somebody stays
+        log.log(INFO if job.visible else DEBUG, "%s: %s stays connected while it is used: %s", job, nqn, used)
+    except DisconnectFailed as error:
+        core.count("disconnects-failed")
+        log.warning("%s: %s", job, error)
+    except asyncio.CancelledError:
+        # what was asked for is done; for this part there is another time
+        if not job.stopping:
+            raise
+        core.count("disconnects-deferred")
+        log.info("%s: out of time for disconnecting %s", job, nqn)
+    return not is_connected(core, nqn)
+
+
+def _settle_intent(core: Core, nqn: str) -> None:
+    """What was connected and could not be written down then is to be disconnected, too."""
+    try:
+        core.ownership.adopt(nqn, core.kernel.subsystem(nqn))
+    except OSError as error:
+        log.warning("cannot tell what came of connecting %s: %s", nqn, error)
+
+
+def is_connected(core: Core, nqn: str) -> bool:
+    try:
+        subsystem = core.kernel.subsystem(nqn)
+    except OSError as error:
+        log.warning("cannot tell whether %s is connected: %s", nqn, error)
+        return True
+    return subsystem is not None and bool(subsystem.controllers)
 
 
 def finish(core: Core) -> None:

@@ -14,8 +14,7 @@ from nvmeofd.journal import FormatRecord, Phase, VolumeRecord
 from nvmeofd.log import log, quoted
 from nvmeofd.operations import disconnect
 from nvmeofd.operations.guard import visible_users
-from nvmeofd.operations.unstage import own_mount
-from nvmeofd.operations.volumes import current_state, find_moved, identifier
+from nvmeofd.operations.volumes import current_state, find_moved, identifier, own_mount
 
 if TYPE_CHECKING:
     from nvmeofd.operations.core import Core

@@ -13,11 +13,11 @@ from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged, HeldElsewhere, Ke
 from nvmeofd.log import log, quoted
 from nvmeofd.model import Namespace, Step, VolumeType
 from nvmeofd.operations import filesystem
+from nvmeofd.operations.clearing import clean_up, make_writable, unmount_own
 from nvmeofd.operations.connect import connect_paths, wait_for_namespace
 from nvmeofd.operations.guard import visible_users
 from nvmeofd.operations.transaction import Transaction
-from nvmeofd.operations.unstage import clean_up, make_writable, own_mount, unmount_own
-from nvmeofd.operations.volumes import Volume, find_mount, find_moved
+from nvmeofd.operations.volumes import Volume, find_mount, find_moved, own_mount
 
 if TYPE_CHECKING:
     from nvmeofd.addresses import Address

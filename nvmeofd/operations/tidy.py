@@ -13,8 +13,9 @@ from nvmeofd.errors import NvmeofdError
 from nvmeofd.jobs import Job
 from nvmeofd.log import about, log
 from nvmeofd.model import OperationKind, VolumeState
+from nvmeofd.operations.clearing import half_done
+from nvmeofd.operations.disconnect import disconnect_owned
 from nvmeofd.operations.guard import visible_users
-from nvmeofd.operations.unstage import disconnect_owned, half_done
 
 if TYPE_CHECKING:
     from collections.abc import Callable

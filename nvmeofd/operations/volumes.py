@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nvmeofd.addresses import Address
-from nvmeofd.log import about
+from nvmeofd.errors import UnmountFailed
+from nvmeofd.log import about, quoted
 from nvmeofd.model import DeviceNumber, Namespace, Subsystem, VolumeState, VolumeType
 
 if TYPE_CHECKING:
@@ -114,6 +115,27 @@ def number_passed_on(kernel: Kernel, volume: Volume) -> bool:
         for subsystem in kernel.subsystems()
         for namespace in subsystem.namespaces
     )
+
+
+def own_mount(core: Core, volume: Volume) -> Mount | None:
+    """The volume's mount at its staging path, also when its device went away under it."""
+    mount = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume)
+    if mount is not None:
+        return mount
+    if number_passed_on(core.kernel, volume):
+        return None
+    stale = stale_mounts(core.cache, volume)
+    return stale[-1] if stale else None
+
+
+def refuse_moved(core: Core, volume: Volume) -> None:
+    """Raises UnmountFailed when the volume seems to be mounted at another path by now."""
+    moved = find_moved(core, volume)
+    if moved is not None:
+        raise UnmountFailed(
+            f"{volume.staging_path}: {volume.device} is mounted at {quoted(moved.mount_point)}, as after renaming a "
+            "directory; rename it back, or unmount it there"
+        )
 
 
 def current_state(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> VolumeState:

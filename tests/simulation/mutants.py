@@ -250,7 +250,7 @@ MUTANTS = (
     Mutant(
         "waiting-stage-ignored",
         "an Unstage disconnects although a Stage waits",
-        (Edit("operations.unstage:disconnect_owned", "if core.workers.stage_waiting(nqn):", "if False:"),),
+        (Edit("operations.disconnect:disconnect_owned", "if core.workers.stage_waiting(nqn):", "if False:"),),
         points(everywhere.as_it_is, AWAITED),
     ),
     Mutant(
@@ -426,7 +426,7 @@ MUTANTS = (
     Mutant(
         "moved-is-gone",
         "a mount that is not at its path counts as unmounted",
-        (Edit("operations.unstage:refuse_moved", "moved = find_moved(core, volume)", "moved = None"),),
+        (Edit("operations.volumes:refuse_moved", "moved = find_moved(core, volume)", "moved = None"),),
         suite(test_renamed.test_across_a_restart, back=True),
     ),
     Mutant(
