@@ -16,7 +16,6 @@ from nvmeofd.model import OperationKind
 from nvmeofd.operations.clearing import clean_up
 from nvmeofd.operations.disconnect import disconnect
 from nvmeofd.operations.filesystem import undo_format
-from nvmeofd.operations.force import force_running
 from nvmeofd.operations.stage import stage
 from nvmeofd.operations.unstage import not_staged_here, unstage
 from nvmeofd.requests import DisconnectRequest, StageRequest, UnstageRequest
@@ -86,7 +85,7 @@ class Admission:
         before, record = self._last_job(path), self._core.journal.volumes.get(path)
         if request.force:
             for running in self._jobs_at(path):
-                force_running(running)
+                running.force()  # whatever it is: should it have to unmount, that is not to wait for the target
         if before is not None and not before.result.done() and _joins(before, request, sender):
             return before
         if before is not None:

@@ -14,7 +14,7 @@ from nvmeofd.errors import DisconnectFailed, InUse, NvmeofdError, Shared
 from nvmeofd.journal import Phase
 from nvmeofd.kernel.interface import ClaimBusy, DeviceChanged
 from nvmeofd.log import log, quoted
-from nvmeofd.model import OperationKind, Step, UserKind, VolumeType
+from nvmeofd.model import Step, UserKind, VolumeType
 from nvmeofd.operations.guard import (
     Deletion,
     StillUsed,
@@ -220,12 +220,6 @@ def _refuse(core: Core, job: Job, refusal: NvmeofdError | OSError) -> None:
         request = waiting.request
         if isinstance(request, UnstageRequest) and request.force and request.staging_path == job.staging_path:
             waiting.stop_if_queued(error)
-
-
-def force_running(before: Job) -> None:
-    """Pass the force of a new call on to the Unstage of the same path that is under way, or to what finishes one."""
-    if before.operation in (OperationKind.UNSTAGE, OperationKind.TIDY):
-        before.force()
 
 
 def stage_again(core: Core, volume: Volume) -> None:

@@ -101,7 +101,7 @@ class Guardian:
     def _is_let_go(self, head: SimHead) -> bool:
         """Whether it is a dead disk, and its volume is being unstaged by force, as somebody asked for."""
         job, world, looks = JOB.get(), self._kernel.world, _LOOKS.get()
-        if job is None or job.operation not in (OperationKind.UNSTAGE, OperationKind.TIDY):
+        if job is None or job.operation is OperationKind.DISCONNECT:
             return False
         seen = looks.get(head.subsystem.nqn, 0)
         if any(one.state == "live" and one.live_since < seen for one in head.subsystem.controllers):

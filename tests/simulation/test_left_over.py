@@ -211,6 +211,19 @@ async def test_nor_when_its_clearing_was_forced(host: Host, how: str) -> None:
 
 
 @simulated()
+async def test_a_stage_that_hangs_in_its_rollback_is_forced(host: Host) -> None:
+    host.world.files.add(HERE)
+    host.kernel.faults.hook("verify", lambda: no_path(host), after=True)
+    host.kernel.faults.fail("verify", EIO, after=True)
+    staging = host.start_stage(ONE, EXT4, PATHS, PATH, ctrl_loss_tmo=-1)
+    await asyncio.sleep(10)
+    assert await host.unstage(PATH, force=True) is True
+    with pytest.raises(MountFailed):
+        await host.answer(staging)
+    assert not mounted(host)
+
+
+@simulated()
 async def test_force_that_was_refused_is_over(host: Host) -> None:
     await host.stage(ONE, XFS, PATHS, "/srv/b")
     await clearing_waits(host)
