@@ -10,7 +10,7 @@ from pathlib import Path
 from .host import cache_dir, digest, qemu_version, say, tool
 
 TCG = "tcg,thread=multi"
-# What Debian needs and little more. `max` costs a third: with it the guest uses wide vectors, five-level page tables and
+# What Debian needs and little more. `max` costs a third: the guest then uses wide vectors, five-level page tables and
 # protections that hardware has for nothing, and each of them is emulated.
 TCG_MODEL = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16"
 PROBE_SECONDS = 20
