@@ -142,6 +142,7 @@ class Acts:
         self.trace: list[str] = []
         self.operations = 0
         self._gates: list[Gate] = []
+        self._at_peace = False  # nobody meddles any more, not in a call that has begun either
         self._pids: list[int] = []
         self._removed: dict[tuple[str, int], Disk] = {}
         self._reads_fail = False
@@ -452,6 +453,8 @@ class Acts:
         calls = (*CALLS, *READS, "journal_write", "journal_delete")
 
         def action() -> None:
+            if self._at_peace:
+                return
             self.note(f"  meddling: {meddler}")
             with contextlib.suppress(OSError, LookupError):
                 getattr(self, f"do_{meddler.kind}")(meddler)

@@ -158,6 +158,7 @@ class History(Acts):
 
     def let_everything_work(self) -> None:
         world = self.world
+        self._at_peace = True
         for gate in self._gates:
             gate.release()
         self.host.kernel.faults.clear()
