@@ -98,10 +98,13 @@ class Device:
         await tools.mkfs(self._commands, fstype, self._path, uuid=uuid, options=options)
 
     async def wipe(self) -> None:
-        """Signatures first, then both edges. Raises CommandError, OSError."""
+        """Signatures first, then both edges. Raises CommandError, OSError.
+
+        Forced, or wipefs(8) would make a claim of its own, which the caller has.
+        """
         if self._read_only:
             raise CommandError("wipefs", 126, "the device is to be used read-only")
-        await self._commands.run("wipefs", "--quiet", "--all", "--", self._path)
+        await self._commands.run("wipefs", "--quiet", "--all", "--force", "--", self._path)
         await in_thread(lambda: clear_edges(self._namespace, self._path), name=f"wipe {self._path}")
 
     async def check_filesystem(self, fstype: str) -> None:
@@ -150,7 +153,7 @@ def edges_are_zero(fd: int) -> bool:
 
 def clear_edges(namespace: Namespace, path: str) -> None:
     """Write zeros to the first and the last MiB. Raises DeviceChanged, OSError. Blocks."""
-    fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         blockdev.check_device(namespace, fd)
         size = blockdev.size_of(fd)

@@ -213,8 +213,9 @@ class LockedDevice(Protocol):
     async def wipe(self) -> None:
         """Make blank again what a mkfs that did not end well has written: signatures, first and last MiB.
 
-        Only for a device that was proven blank before the mkfs, and on which nothing is found that is not its own.
-        Raises CommandError, OSError (EBUSY when it is in use).
+        Only for a device that was proven blank before the mkfs, and on which nothing is found that is not its own. The
+        caller holds the claim, from that look on: nothing here finds out whether somebody uses the device. Raises
+        CommandError, OSError.
         """
 
     async def check_filesystem(self, fstype: str) -> None:

@@ -126,11 +126,12 @@ async def _format(
     log.info("%s: %s is blank, making %s", job, namespace.path, fstype)
     try:
         await device.make_filesystem(fstype, uuid=record.uuid, options=request.mkfs_options)
+        # At once: from here on somebody can mount it, and after a crash it would be wiped off. And if the note stays,
+        # so must nothing that is worth keeping.
+        core.journal.drop_format(record.wwid)
         content = await device.probe()
         if (content.fstype, content.uuid) != (fstype, record.uuid):
             raise FormatFailed(f"{namespace.path}: mkfs for {fstype} succeeded, but blkid does not find its filesystem")
-        # If the note stays, so must nothing that is worth keeping: after a restart it would be wiped off.
-        core.journal.drop_format(record.wwid)
     except BaseException as error:
         job.roll_back(error)
         await _undo(core, job, record, namespace, device)
@@ -147,12 +148,11 @@ async def _undo(core: Core, job: Job, record: FormatRecord, namespace: Namespace
     try:
         async with core.kernel.claim([namespace]):
             content = await device.probe()
-        if content.nothing_found or (content.fstype, content.uuid) == (record.fstype, record.uuid):
+            if not content.nothing_found and (content.fstype, content.uuid) != (record.fstype, record.uuid):
+                what = content.fstype or content.other or "signatures of more than one kind"
+                raise DeviceChanged(f"it holds {what}, which was not made here")
             log.info("%s: wiping off what a mkfs that was cut short left on %s", job, namespace.path)
             await device.wipe()
-        else:
-            what = content.fstype or content.other or "signatures of more than one kind"
-            raise DeviceChanged(f"it holds {what}, which was not made here")
     except (ClaimBusy, CommandError, DeviceChanged, OSError) as error:
         log.error("%s: %s is left as it is: %s", job, namespace.path, error)
         job.leftovers.append(f"wipe what mkfs left on {namespace.path}: {error}")

@@ -79,3 +79,22 @@ async def test_what_was_used_after_a_crash_is_not_wiped_off(host: Host) -> None:
     host.world.unmount("/mnt/y")
     await host.quiesce(70)
     assert host.world.fabric.targets[ONE].namespaces[3].fstype == "ext4"
+
+
+@simulated()
+async def test_used_as_soon_as_mkfs_has_ended(host: Host) -> None:
+    """By somebody who is gone again when the daemon dies and starts again."""
+
+    def use() -> None:
+        pid = host.world.unshare()
+        host.world.mount(host.world.head(ONE, 3), "/mnt/a", space=pid)
+        host.world.end_process(pid)
+
+    host.kernel.faults.hook("probe", use, skip=1)
+    host.kernel.faults.crash("probe", skip=1, after=True)
+    with pytest.raises(Died):
+        await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty")
+    disk = host.world.head(ONE, 3).disk
+    await host.boot()
+    await host.quiesce(70)
+    assert disk.fstype

@@ -72,7 +72,7 @@ def test_stage_that_fails(daemon: Daemon) -> None:
     """With the step in which it failed, not the one in which it was undone."""
     guest = daemon.guest
     with refused("NamespaceNotFound"):
-        daemon.stage(NQN, "nsid.77", "/srv/failed", ONE, timeout=3)
+        daemon.stage(NQN, "nsid.77", "/srv/failed", ONE, timeout=8)
     entry = the_last(guest, "STAGING_PATH=/srv/failed")
     assert (entry["ERROR"], entry["STEP"]) == (f"{ERROR}NamespaceNotFound", "waiting-for-device")
     assert "rolling-back" in {one["STEP"] for one in entries(guest, "STAGING_PATH=/srv/failed")}

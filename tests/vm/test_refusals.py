@@ -98,7 +98,7 @@ class TestConnecting:
 
     def test_wrong_namespace(self, daemon: Daemon) -> None:
         with refused("NamespaceNotFound", "nsid.77", f"uuid.{target.namespace_uuid(NQN, EXT4)}"):
-            daemon.stage(NQN, "nsid.77", "/srv/wrong", timeout=3)
+            daemon.stage(NQN, "nsid.77", "/srv/wrong", timeout=8)
         assert daemon.guest.call(facts.controllers) == []
 
     def test_wrong_namespace_beside_a_volume(self, daemon: Daemon) -> None:
@@ -106,7 +106,7 @@ class TestConnecting:
         daemon.stage(NQN, EXT4, "/srv/right", ONE)
         before = daemon.guest.call(facts.controllers)
         with refused("NamespaceNotFound"):
-            daemon.stage(NQN, target.namespace_uuid("unknown", 1), "/srv/wrong", timeout=3)
+            daemon.stage(NQN, target.namespace_uuid("unknown", 1), "/srv/wrong", timeout=8)
         assert daemon.guest.call(facts.controllers)[: len(before)] == before
         assert daemon.volume("/srv/right")["State"] == "staged"
         assert daemon.unstage("/srv/right") is True
