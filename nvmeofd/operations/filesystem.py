@@ -126,18 +126,20 @@ async def _format(
     log.info("%s: %s is blank, making %s", job, namespace.path, fstype)
     try:
         await device.make_filesystem(fstype, uuid=record.uuid, options=request.mkfs_options)
-        # At once: from here on somebody can mount it, and after a crash it would be wiped off. And if the note stays,
-        # so must nothing that is worth keeping.
-        core.journal.drop_format(record.wwid)
-        content = await device.probe()
-        if (content.fstype, content.uuid) != (fstype, record.uuid):
-            raise FormatFailed(f"{namespace.path}: mkfs for {fstype} succeeded, but blkid does not find its filesystem")
+        core.journal.drop_format(record.wwid)  # if the note stays, nothing must that is worth keeping
     except BaseException as error:
         job.roll_back(error)
         await _undo(core, job, record, namespace, device)
         if isinstance(error, CommandError):
             raise FormatFailed(f"{namespace.path}: {error}") from error
         raise
+    # From here on it is a filesystem like any other, which somebody else may be using already: it is not wiped off.
+    try:
+        content = await device.probe()
+    except CommandError as error:
+        raise FormatFailed(f"{namespace.path}: {error}") from error
+    if (content.fstype, content.uuid) != (fstype, record.uuid):
+        raise FormatFailed(f"{namespace.path}: mkfs for {fstype} succeeded, but blkid does not find its filesystem")
 
 
 async def _undo(core: Core, job: Job, record: FormatRecord, namespace: Namespace, device: LockedDevice) -> None:

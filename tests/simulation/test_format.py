@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from nvmeofd.errors import FormatFailed, NotBlank
+from nvmeofd.errors import FormatFailed, NotBlank, Timeout
 from nvmeofd.kernel.interface import CommandError
 from tests.simulation.device import SimLockedDevice
 from tests.simulation.harness import Died, Host
@@ -87,9 +87,10 @@ async def test_used_as_soon_as_mkfs_has_ended(host: Host) -> None:
 
     def use() -> None:
         pid = host.world.unshare()
-        host.world.mount(host.world.head(ONE, 3), "/mnt/a", space=pid)
+        host.world.mount(host.world.head(ONE, 3), "/mnt/x", space=pid)
         host.world.end_process(pid)
 
+    host.kernel.faults.hook("probe", use, skip=1)
     host.kernel.faults.hook("probe", use, skip=1)
     host.kernel.faults.crash("probe", skip=1, after=True)
     with pytest.raises(Died):
@@ -97,4 +98,22 @@ async def test_used_as_soon_as_mkfs_has_ended(host: Host) -> None:
     disk = host.world.head(ONE, 3).disk
     await host.boot()
     await host.quiesce(70)
+    assert disk.fstype
+
+
+@simulated()
+async def test_used_before_the_stage_runs_out_of_time(host: Host) -> None:
+    """Once mkfs has ended it is a filesystem like any other."""
+
+    def use() -> None:
+        pid = host.world.unshare()
+        host.world.mount(host.world.head(ONE, 3), "/mnt/x", space=pid)
+        host.world.end_process(pid)
+
+    host.kernel.faults.hook("probe", use, skip=1)
+    host.kernel.faults.delay("probe", 70, skip=1, after=True)
+    with pytest.raises(Timeout):
+        await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty", timeout=10)
+    disk = host.world.fabric.targets[ONE].namespaces[3]
+    await host.quiesce(100)
     assert disk.fstype
