@@ -370,4 +370,4 @@ def _forces(job: Job, path: str) -> bool:
 
 def _but_state(volume: Volume | None) -> Volume | None:
     """The volume without what changes by itself."""
-    return None if volume is None else replace(volume, state=VolumeState.STAGED, mount_id=0)
+    return None if volume is None else replace(volume, state=VolumeState.STAGED, mount_id=0, size=0)

@@ -68,10 +68,21 @@ def clean(prepared: Guest) -> Iterator[Guest]:
     prepared.rewind()
 
 
+@pytest.fixture(scope="module")
+def installed() -> set[Guest]:
+    """The guests that have a snapshot with the package in it."""
+    return set()
+
+
 @pytest.fixture
-def daemon(clean: Guest, package: Path) -> Daemon:
-    install(clean, package)
-    return Daemon(clean)
+def daemon(prepared: Guest, package: Path, installed: set[Guest]) -> Iterator[Daemon]:
+    if prepared not in installed:
+        install(prepared, package)
+        prepared.snapshot("package-installed")
+        installed.add(prepared)
+    prepared.restore("package-installed")
+    yield Daemon(prepared)
+    prepared.restore("package")
 
 
 @dataclass(frozen=True)
