@@ -46,6 +46,9 @@ async def unstage(arguments: argparse.Namespace, output: Output, *, interactive:
     if output.as_json:
         output.json({"Disconnected": disconnected})
         return Exit.OK
+    if not (disconnected or job.nqn or progress.quiet):  # there was nothing to be done: no job was seen
+        output.line(f"Nothing is staged at {name(arguments.PATH)}")
+        return Exit.OK
     output.line(f"Unstaged {name(arguments.PATH)}")
     if disconnected:
         output.remark("its subsystem is not connected any more")

@@ -569,6 +569,8 @@ async def test_the_main_job(bus: PrivateBus) -> None:
         refused = await ctl(bus, "disconnect", nqn)
         assert refused.returncode == Exit.IN_USE
         assert f"nvmeofctl status {nqn}" in refused.stderr
+        done = await ctl(bus, "unstage", "/srv/2")
+        assert (done.stdout, done.stderr, done.returncode) == ("Nothing is staged at /srv/2\n", "", 0)
         done = await ctl(bus, "unstage", "/srv/0")
         assert f"stays connected: nvmeofctl status {nqn} shows who uses it" in done.stderr
         again = await ctl(bus, "stage", nqn, "nsid.1", test_engine.ADDRESSES[0], "/srv/1")
