@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -221,20 +221,25 @@ class SimKernel(SimReads):
                 release()
 
     async def mount(self, namespace: Namespace, path: str, fstype: str, options: Sequence[str]) -> int:
+        made: list[SimMount] = []
+
         def effect() -> int:
             head = self.require_head(namespace)
             self._check_not_link(path)
             try:
-                mount = self.world.mounts.mount(head, path, fstype, options, by=self)
+                made.append(self.world.mounts.mount(head, path, fstype, options, by=self))
             except OSError as error:
                 raise CommandError("mount", 32, f"{path}: {error.strerror}") from error
             self.guardian.check_mount(head, path, VolumeType.FILESYSTEM, options)
-            return mount.mount_id
+            return made[-1].mount_id
 
         ready = self._io(namespace)
-        return await self.call("mount", effect, detail=f"{namespace.path} {path}", ready=ready, child=True)
+        with self._undone_elsewhere(made, path):
+            return await self.call("mount", effect, detail=f"{namespace.path} {path}", ready=ready, child=True)
 
     async def bind_device(self, namespace: Namespace, path: str, *, read_only: bool) -> int:
+        made: list[SimMount] = []
+
         def effect() -> int:
             head = self.require_head(namespace)
             self._check_not_link(path)
@@ -242,12 +247,25 @@ class SimKernel(SimReads):
                 mount = self.world.mounts.bind_device(head, path, by=self)
             except OSError as error:
                 raise CommandError("mount", 32, f"{path}: {error.strerror}") from error
+            made.append(mount)
             if read_only:
                 mount.options = ("ro", "relatime")
             self.guardian.check_mount(head, path, VolumeType.BLOCK, mount.options)
             return mount.mount_id
 
-        return await self.call("bind_device", effect, detail=f"{namespace.path} {path}", child=True)
+        with self._undone_elsewhere(made, path):
+            return await self.call("bind_device", effect, detail=f"{namespace.path} {path}", child=True)
+
+    @contextlib.contextmanager
+    def _undone_elsewhere(self, made: list[SimMount], path: str) -> Iterator[None]:
+        """Of a mount that was cancelled, whose identifier nobody will know: as nvmeofd.kernel.mounting does."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            for mount in made:
+                if not self.killed and mount in self.world.mounts.mounts and mount.mount_point != path:
+                    self.world.mounts.remove(mount)
+            raise
 
     async def unmount(self, mount: Mount, path: str) -> None:
         place = mount.mount_point
