@@ -126,25 +126,16 @@ class Admission:
         return self._admit(OperationKind.TIDY, nqn, work, visible=False)
 
     def undo_format(self, record: FormatRecord) -> None:
-        job = Job(
-            OperationKind.TIDY,
-            record.nqn,
-            lambda job: undo_format(self._core, job, record),
-            timeout=self._core.config.timeout,
-            visible=False,
-        )
-        self._core.workers.submit(job)
+        self._admit(OperationKind.TIDY, record.nqn, lambda job: undo_format(self._core, job, record), visible=False)
 
     def clean_up(self, record: VolumeRecord) -> None:
-        job = Job(
+        self._admit(
             OperationKind.TIDY,
             record.nqn,
             lambda job: clean_up(self._core, job, record),
-            timeout=self._core.config.timeout,
-            staging_path=record.staging_path,
+            path=record.staging_path,
             visible=False,
         )
-        self._core.workers.submit(job)
 
     # ---- jobs
 

@@ -75,10 +75,9 @@ async def _finish_forcing(core: Core, job: Job, volume: Volume) -> bool:
     except NvmeofdError as error:
         log.warning("%s: not forced any more: %s", job, error)
     core.cache.refresh()
-    if find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume) is None:
+    mounted = find_mount(core.cache, core.kernel.subsystem(volume.nqn), volume) is not None
+    if not mounted or volume.staged_at == 0:  # 0: of a Stage that failed
         return True
-    if volume.staged_at == 0:
-        return True  # of a Stage that failed
     stage_again(core, volume)
     return False
 

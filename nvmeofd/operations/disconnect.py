@@ -85,6 +85,7 @@ def _settle_intent(core: Core, nqn: str) -> None:
 
 
 def is_connected(core: Core, nqn: str) -> bool:
+    """Whether the subsystem has a controller. What cannot be told counts as connected."""
     try:
         subsystem = core.kernel.subsystem(nqn)
     except OSError as error:

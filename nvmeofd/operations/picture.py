@@ -15,12 +15,12 @@ from nvmeofd.log import log, quoted
 from nvmeofd.model import OperationKind, Subsystem
 from nvmeofd.operations.volumes import (
     NO_MOUNT,
-    current_state,
     find_mount,
     find_moved,
     find_namespace,
     identifier,
     stale_mounts,
+    state_with,
 )
 
 if TYPE_CHECKING:
@@ -128,9 +128,10 @@ class Picture:
             if volume.nqn not in subsystems:
                 subsystems[volume.nqn] = self._core.kernel.subsystem(volume.nqn)
             cache, subsystem = self._core.cache, subsystems[volume.nqn]
-            state = current_state(cache, subsystem, volume)
+            mount = find_mount(cache, subsystem, volume)
+            state = state_with(mount, subsystem, volume)
             mount_id = volume.mount_id
-            if (mount := find_mount(cache, subsystem, volume)) is not None:
+            if mount is not None:
                 mount_id = identifier(self._core, volume, mount)
             elif not (find_moved(self._core, volume) or stale_mounts(cache, volume)):
                 mount_id = NO_MOUNT  # the kernel gives the number to another mount

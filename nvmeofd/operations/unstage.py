@@ -65,9 +65,8 @@ async def _unmount_volume(core: Core, job: Job, request: UnstageRequest) -> bool
         core.cache.doubt()
         core.cache.refresh()
     refuse_moved(core, volume)
-    mounts = core.cache.mounts_at(path)
-    if mounts and own_mount(core, volume) is None:
-        raise NotStaged(f"{path}: {mounts[-1].source} ({mounts[-1].fstype}) is mounted there, not by this daemon")
+    if own_mount(core, volume) is None:
+        not_staged_here(core, path)
     # before the first side effect: after a crash in between it is too late to say so
     core.ownership.set_keep(volume.nqn, request.keep_connected)
     try:
@@ -104,7 +103,7 @@ def _stays_staged(core: Core, job: Job, path: str) -> None:
 
 
 def not_staged_here(core: Core, path: str) -> None:
-    """For a path without a volume: fine if nothing is mounted there. Raises NotStaged."""
+    """For a path without a mount of ours: fine if nothing is mounted there. Raises NotStaged."""
     if mounts := core.cache.mounts_at(path):
         raise NotStaged(f"{path}: {mounts[-1].source} ({mounts[-1].fstype}) is mounted there, not by this daemon")
 

@@ -140,7 +140,12 @@ def refuse_moved(core: Core, volume: Volume) -> None:
 
 def current_state(cache: MountCache, subsystem: Subsystem | None, volume: Volume) -> VolumeState:
     """How the volume is doing, given what sysfs shows now and a fresh cache."""
-    if find_mount(cache, subsystem, volume) is None:
+    return state_with(find_mount(cache, subsystem, volume), subsystem, volume)
+
+
+def state_with(mount: Mount | None, subsystem: Subsystem | None, volume: Volume) -> VolumeState:
+    """The same, once its mount was looked for."""
+    if mount is None:
         return VolumeState.LOST
     live = subsystem.live_controllers if subsystem else ()
     if all(any(controller.serves(address) for controller in live) for address in volume.addresses):
