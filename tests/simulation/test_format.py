@@ -81,9 +81,8 @@ async def test_what_was_used_after_a_crash_is_not_wiped_off(host: Host) -> None:
     assert host.world.fabric.targets[ONE].namespaces[3].fstype == "ext4"
 
 
-@simulated()
-async def test_used_as_soon_as_mkfs_has_ended(host: Host) -> None:
-    """By somebody who is gone again when the daemon dies and starts again."""
+def used_once_made(host: Host) -> None:
+    """When mkfs has ended, somebody mounts the filesystem in a mount namespace that is gone soon after."""
 
     def use() -> None:
         pid = host.world.unshare()
@@ -91,7 +90,12 @@ async def test_used_as_soon_as_mkfs_has_ended(host: Host) -> None:
         host.world.end_process(pid)
 
     host.kernel.faults.hook("probe", use, skip=1)
-    host.kernel.faults.hook("probe", use, skip=1)
+
+
+@simulated()
+async def test_used_as_soon_as_mkfs_has_ended(host: Host) -> None:
+    """By somebody who is gone again when the daemon dies and starts again."""
+    used_once_made(host)
     host.kernel.faults.crash("probe", skip=1, after=True)
     with pytest.raises(Died):
         await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty")
@@ -104,13 +108,7 @@ async def test_used_as_soon_as_mkfs_has_ended(host: Host) -> None:
 @simulated()
 async def test_used_before_the_stage_runs_out_of_time(host: Host) -> None:
     """Once mkfs has ended it is a filesystem like any other."""
-
-    def use() -> None:
-        pid = host.world.unshare()
-        host.world.mount(host.world.head(ONE, 3), "/mnt/x", space=pid)
-        host.world.end_process(pid)
-
-    host.kernel.faults.hook("probe", use, skip=1)
+    used_once_made(host)
     host.kernel.faults.delay("probe", 70, skip=1, after=True)
     with pytest.raises(Timeout):
         await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty", timeout=10)

@@ -17,20 +17,10 @@ from nvmeofd.model import VolumeState
 from tests.simulation.faults import FaultPlan
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import EXT4, ONE, OTHER, PATHS, TWO, XFS, simulated
-from tests.simulation.test_misfortunes import AT, EIO, ENOSPC, all_paths, forcing_cut_short, mounted, no_path
-from tests.simulation.test_renamed import HERE, PATH, THERE, noticed, staged
+from tests.simulation.test_misfortunes import AT, EIO, ENOSPC, all_paths, forcing_cut_short, mounted, no_path, undoing
+from tests.simulation.test_renamed import HERE, PATH, THERE, cut_short, noticed, staged
 
 ENOMEM = OSError(errno.ENOMEM, "simulated")
-
-
-async def undoing(host: Host) -> None:
-    """A Stage failed, and its mount is busy."""
-    host.world.files.add(HERE)
-    host.kernel.faults.hook("verify", lambda: host.world.mounts.busy.add(PATH), after=True)
-    host.kernel.faults.fail("verify", EIO, after=True)
-    with pytest.raises(MountFailed):
-        await host.stage(ONE, EXT4, PATHS, PATH)
-    assert host.journal().volumes[PATH].phase is Phase.UNDOING
 
 
 async def clearing_waits(host: Host) -> None:
@@ -105,9 +95,7 @@ async def test_mounted_anew_at_once_then_unstaged_and_cut_short_then_moved(host:
     noticed(host)
     host.world.mount(host.world.head(ONE, 1), PATH)
     await host.quiesce(1)
-    host.kernel.faults.crash("journal_write", after=True)
-    with pytest.raises(Died):
-        await host.unstage(PATH)
+    await cut_short(host)
     host.world.rename(HERE, THERE)
     await host.boot()
     await host.quiesce(70)

@@ -15,7 +15,7 @@ from nvmeofd.journal import Phase
 from nvmeofd.model import VolumeState
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import A1, A2, BLANK, EXT4, ONE, PATHS, XFS, simulated
-from tests.simulation.test_renamed import HERE, PATH, THEIRS, THERE, noticed, staged, theirs
+from tests.simulation.test_renamed import HERE, PATH, THEIRS, THERE, cut_short, noticed, staged, swapped, theirs
 
 AT = "/srv/a"
 EIO = OSError(errno.EIO, "simulated")
@@ -26,13 +26,6 @@ def mounted(host: Host) -> list[str]:
     return [mount.mount_point for mount in host.world.mounts.mounts if mount.head]
 
 
-def swapped(host: Host) -> None:
-    """Two directories change places."""
-    host.world.rename(HERE, "/srv/aside")
-    host.world.rename(THERE, HERE)
-    host.world.rename("/srv/aside", THERE)
-
-
 def no_path(host: Host) -> None:
     host.world.path_down(A1)
     host.world.path_down(A2)
@@ -41,6 +34,16 @@ def no_path(host: Host) -> None:
 def all_paths(host: Host) -> None:
     host.world.path_up(A1)
     host.world.path_up(A2)
+
+
+async def undoing(host: Host) -> None:
+    """A Stage failed, and its mount is busy."""
+    host.world.files.add(HERE)
+    host.kernel.faults.hook("verify", lambda: host.world.mounts.busy.add(PATH), after=True)
+    host.kernel.faults.fail("verify", EIO, after=True)
+    with pytest.raises(MountFailed):
+        await host.stage(ONE, EXT4, PATHS, PATH)
+    assert host.journal().volumes[PATH].phase is Phase.UNDOING
 
 
 async def mounted_anew(host: Host) -> None:
@@ -162,11 +165,7 @@ async def test_stage_of_what_was_to_be_forced(host: Host) -> None:
 
 @simulated()
 async def test_the_clearing_of_a_stage_is_forced(host: Host) -> None:
-    host.world.files.add(HERE)
-    host.kernel.faults.hook("verify", lambda: host.world.mounts.busy.add(PATH), after=True)
-    host.kernel.faults.fail("verify", EIO, after=True)
-    with pytest.raises(MountFailed):
-        await host.stage(ONE, EXT4, PATHS, PATH)
+    await undoing(host)
     no_path(host)
     host.world.mounts.busy.clear()
     await host.quiesce(40)
@@ -296,9 +295,7 @@ async def test_mounted_anew_then_forced_then_a_crash(host: Host) -> None:
 async def test_not_known_after_a_crash_and_moved(host: Host) -> None:
     """Of two mounts on top of each other it is not known which is the volume's."""
     await staged(host)
-    host.kernel.faults.crash("journal_write", after=True)
-    with pytest.raises(Died):
-        await host.unstage(PATH)
+    await cut_short(host)
     host.world.unmount(PATH)
     noticed(host)
     host.world.mount(host.world.head(ONE, 1), PATH)
@@ -318,18 +315,12 @@ async def test_half_done_and_at_its_path_is_somebody_elses(host: Host, how: str)
     if how == "crash":
         await staged(host)
     else:
-        host.world.files.add(HERE)
-        host.kernel.faults.hook("verify", lambda: host.world.mounts.busy.add(PATH), after=True)
-        host.kernel.faults.fail("verify", EIO, after=True)
-        with pytest.raises(MountFailed):
-            await host.stage(ONE, EXT4, PATHS, PATH)
+        await undoing(host)
         host.world.mounts.busy.clear()
     host.world.files.add(f"{THERE}/volume", theirs=False)
     host.world.mount(host.world.head(ONE, 1), f"{THERE}/volume")
     if how == "crash":
-        host.kernel.faults.crash("journal_write", after=True)
-        with pytest.raises(Died):
-            await host.unstage(PATH)
+        await cut_short(host)
     swapped(host)
     if how == "crash":
         await host.boot()
@@ -363,9 +354,7 @@ async def test_a_moved_block_volume_whose_device_went_away(host: Host) -> None:
 @simulated()
 async def test_half_done_and_moved_and_the_device_went_away(host: Host) -> None:
     await staged(host)
-    host.kernel.faults.crash("journal_write", after=True)
-    with pytest.raises(Died):
-        await host.unstage(PATH)
+    await cut_short(host)
     host.world.rename(HERE, THERE)
     await host.boot()
     host.world.disconnect(ONE)

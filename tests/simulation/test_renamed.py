@@ -39,6 +39,20 @@ def theirs(host: Host, mount_id: int) -> None:
     assert host.world.mounts.at(THEIRS)[-1].mount_id == mount_id
 
 
+def swapped(host: Host) -> None:
+    """Two directories change places."""
+    host.world.rename(HERE, "/srv/aside")
+    host.world.rename(THERE, HERE)
+    host.world.rename("/srv/aside", THERE)
+
+
+async def cut_short(host: Host) -> None:
+    """The daemon dies in an Unstage, when it has written down that it is about to unmount."""
+    host.kernel.faults.crash("journal_write", after=True)
+    with pytest.raises(Died):
+        await host.unstage(PATH)
+
+
 # ---- it is where its directory is, and is waited for
 
 
@@ -128,15 +142,11 @@ async def test_two_volumes_change_places(host: Host) -> None:
     await staged(host)
     host.world.files.add(THERE)
     await host.stage(ONE, XFS, PATHS, f"{THERE}/volume")
-    host.world.rename(HERE, "/srv/aside")
-    host.world.rename(THERE, HERE)
-    host.world.rename("/srv/aside", THERE)
+    swapped(host)
     for path in (PATH, f"{THERE}/volume"):
         with pytest.raises(UnmountFailed):
             await host.unstage(path)
-    host.world.rename(HERE, "/srv/aside")
-    host.world.rename(THERE, HERE)
-    host.world.rename("/srv/aside", THERE)
+    swapped(host)
     assert await host.unstage(PATH) is False
     assert await host.unstage(f"{THERE}/volume") is True
 
@@ -146,9 +156,7 @@ async def test_somebodys_mount_of_the_same_volume_changes_places_with_it(host: H
     await staged(host)
     host.world.files.add(f"{THERE}/volume", theirs=False)
     host.world.mount(host.world.head(ONE, 1), f"{THERE}/volume")
-    host.world.rename(HERE, "/srv/aside")
-    host.world.rename(THERE, HERE)
-    host.world.rename("/srv/aside", THERE)
+    swapped(host)
     noticed(host)
     with pytest.raises(UnmountFailed):
         await host.unstage(PATH)
@@ -180,9 +188,7 @@ async def test_identifier_is_learnt_again(host: Host) -> None:
 @simulated()
 async def test_crash_in_the_middle_of_an_unstage(host: Host) -> None:
     await staged(host)
-    host.kernel.faults.crash("journal_write", after=True)
-    with pytest.raises(Died):
-        await host.unstage(PATH)
+    await cut_short(host)
     host.world.rename(HERE, THERE)
     await host.boot()
     await host.quiesce(70)
