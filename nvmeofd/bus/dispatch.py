@@ -60,7 +60,7 @@ class Dispatcher:
     """Answers method calls on the objects of ``tree``.
 
     ``settle`` is called before an object is looked up and brings the tree up to date when something is known to have
-    changed; ``rescan`` does so in any case. Both may raise OSError.
+    changed; ``rescan`` does so in any case. Neither raises anything.
     """
 
     def __init__(

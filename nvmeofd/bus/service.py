@@ -23,6 +23,8 @@ from nvmeofd.operations.volumes import Volume
 
 # News about subsystems come in bursts: they are looked at together, this many seconds after the first.
 RESCAN_DELAY = 0.05
+# After a look that failed the next comes by itself: the news may all have been sent.
+RETRY_DELAY = 2.0
 
 _DO_NOT_QUEUE = 4
 _PRIMARY_OWNER = 1
@@ -45,11 +47,12 @@ class BusService:
         self._callers = Callers(connection, self._on_vanished)
         authorizer = Authorizer(self._callers, Polkit(connection))
         self._dispatcher = Dispatcher(
-            connection, self._tree, self._callers, authorizer, settle=self._settle, rescan=self.rescan
+            connection, self._tree, self._callers, authorizer, settle=self._settle, rescan=self._look
         )
         self._core: Core | None = None
         self._subsystems: dict[str, SubsystemObject] = {}
         self._stale = False
+        self._blind = False
         self._rescan_timer: asyncio.TimerHandle | None = None
         connection.on_signal = self._on_signal
 
@@ -116,21 +119,36 @@ class BusService:
 
     def subsystems_changed(self) -> None:
         self._stale = True
+        self._schedule(RESCAN_DELAY)
+
+    def _schedule(self, delay: float) -> None:
         if self._core is not None and self._rescan_timer is None:
-            loop = asyncio.get_running_loop()
-            self._rescan_timer = loop.call_later(RESCAN_DELAY, self._rescan_later)
+            self._rescan_timer = asyncio.get_running_loop().call_later(delay, self._rescan_later)
 
     def _rescan_later(self) -> None:
         self._rescan_timer = None
-        try:
-            self._settle()
-        except OSError as error:
-            # It stays stale: the next news or the next call looks again.
-            log.warning("bus: cannot look at the subsystems: %s", quoted(str(error)))
+        self._settle()
 
     def _settle(self) -> None:
         if self._stale:
+            self._look()
+
+    def _look(self) -> None:
+        """Rescan; or else show what was seen last, and look again with the next news or call, or a little later.
+
+        One device that cannot be read, perhaps because it is just going, must not make all the others unreachable. What
+        is shown decides nothing: jobs look for themselves.
+        """
+        try:
             self.rescan()
+        except OSError as error:
+            self._stale = True
+            if not self._blind:
+                log.warning("bus: cannot look at the subsystems: %s", quoted(str(error)))
+            self._blind = True
+            self._schedule(RETRY_DELAY)
+        else:
+            self._blind = False
 
     def rescan(self) -> None:
         """Look at the subsystems in sysfs, and export what is there. Raises OSError."""

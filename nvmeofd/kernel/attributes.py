@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,10 +17,12 @@ from nvmeofd.model import DeviceNumber
 
 T = TypeVar("T")
 
-_GONE = (errno.ENOENT, errno.ENODEV)
-# The attributes of a device go shortly before its directory. How often one caught in between is looked at again; each
-# time the processor is offered to the thread that removes it.
-_ATTEMPTS = 100
+GONE = (errno.ENOENT, errno.ENODEV)  # what access to a file in sysfs gives that is removed, or being removed
+# The attributes of a device go before its directory, and an event is sent in between (device_del, drivers/base/core.c):
+# microseconds, or many milliseconds when the processor is taken from the thread that does it. For how many seconds a
+# device caught in between is looked at again, and how many pass between two looks. The loop stands still meanwhile.
+_PATIENCE = 0.1
+_PAUSE = 0.001
 
 
 class Gone(Exception):
@@ -36,7 +39,7 @@ class Directory:
             self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             # ENOENT is also what a link to a removed device gives.
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 raise Gone(path) from error
             raise
         self.instance = os.fstat(self.fd).st_ino
@@ -45,18 +48,17 @@ class Directory:
         """An attribute without the line end, None when there is no such attribute. Raises OSError."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
-        except FileNotFoundError:
-            return None
-        try:
-            # An attribute has at most a page and is read in one go (fs/sysfs/file.c).
-            return os.fsdecode(os.read(fd, 1 << 16)).rstrip("\n")
+            try:
+                # An attribute has at most a page and is read in one go (fs/sysfs/file.c).
+                return os.fsdecode(os.read(fd, 1 << 16)).rstrip("\n")
+            finally:
+                os.close(fd)
         except OSError as error:
-            if error.errno == errno.ENODEV:  # removed after it was opened (kernfs)
+            # One that is being removed cannot be opened, or read, any more: ENODEV (fs/kernfs/file.c).
+            if error.errno in GONE:
                 return None
-            # a descriptor has no name, and whoever reads the message needs one
+            # a descriptor has no path, and whoever reads the message needs one
             raise OSError(error.errno, error.strerror, f"{self.path}/{name}") from error
-        finally:
-            os.close(fd)
 
     def need(self, name: str) -> str:
         """An attribute that every such device has. Raises Gone, OSError."""
@@ -82,7 +84,7 @@ class Directory:
         try:
             return sorted(os.listdir(self.fd))
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 raise Gone(self.path) from error
             raise
 
@@ -106,14 +108,16 @@ def present(read: Callable[[str], T], path: str) -> T | None:
     Raises:
         OSError: it is there and cannot be read.
     """
-    for _ in range(_ATTEMPTS):
+    until = time.monotonic() + _PATIENCE
+    while True:
         try:
             return read(path)
-        except Gone:
+        except Gone as error:
             if not exists(path):
                 return None
-            os.sched_yield()
-    raise OSError(errno.EIO, f"{path} is there but cannot be read")
+            if time.monotonic() >= until:
+                raise OSError(errno.EIO, f"{path} is there but cannot be read: no {error}") from error
+            time.sleep(_PAUSE)
 
 
 def exists(path: str) -> bool:
@@ -121,7 +125,7 @@ def exists(path: str) -> bool:
     try:
         os.stat(path)
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return False
         raise
     return True

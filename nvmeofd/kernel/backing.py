@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Collection, Iterator
 
+from nvmeofd.kernel.attributes import GONE
 from nvmeofd.kernel.blockdev import block_number
 from nvmeofd.kernel.interface import OpenFile
 from nvmeofd.model import DeviceNumber
@@ -20,6 +21,7 @@ from nvmeofd.model import DeviceNumber
 _LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
 _LOOP_INFO64_SIZE = 232
 _LO_RDEVICE = struct.Struct("=16xQ")  # lo_device, lo_inode, lo_rdevice
+_NO_ITEM = (*GONE, errno.ENOTDIR)
 _NOT_BOUND = (errno.ENXIO, errno.ENODEV, errno.ENOENT)
 
 
@@ -67,8 +69,10 @@ def _exports(sys: str) -> Iterator[tuple[str, DeviceNumber]]:
                 enabled = _read(f"{path}/enable") == "1"
                 device = _read(f"{path}/device_path")
                 number = block_number(os.stat(device)) if enabled and device.startswith("/dev/") else None
-            except (FileNotFoundError, NotADirectoryError):
-                continue
+            except OSError as error:
+                if error.errno in _NO_ITEM:
+                    continue
+                raise
             if number is not None:
                 yield f"nvmet {subsystem}", number
 

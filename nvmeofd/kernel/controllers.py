@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 
-from nvmeofd.kernel.attributes import Gone, open_directory
+from nvmeofd.kernel.attributes import GONE, Gone, open_directory
 from nvmeofd.kernel.interface import DeviceChanged
 from nvmeofd.kernel.threads import in_thread
 from nvmeofd.kernel.uevents import DeviceMonitor
@@ -72,7 +71,7 @@ class Controllers:
         except Gone:
             return False
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENODEV):
+            if error.errno in GONE:
                 return False
             raise
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from nvmeofd.kernel.attributes import GONE
 from nvmeofd.kernel.blockdev import block_number
 from nvmeofd.kernel.interface import Swap
 from nvmeofd.kernel.mountinfo import unescape
@@ -35,11 +36,13 @@ def _swap(line: bytes, sys: str) -> Swap:
     try:
         with open(f"{sys}/class/block/{os.path.basename(path)}/dev", encoding="ascii") as file:
             return Swap(path, DeviceNumber.parse(file.read()))
-    except FileNotFoundError:
-        number = device_number(path)
-        if number is None:
-            raise OSError(f"/proc/swaps: cannot tell which device {path!r} is") from None
-        return Swap(path, number)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+    number = device_number(path)
+    if number is None:
+        raise OSError(f"/proc/swaps: cannot tell which device {path!r} is")
+    return Swap(path, number)
 
 
 def device_number(path: str) -> DeviceNumber | None:

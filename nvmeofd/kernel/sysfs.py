@@ -83,16 +83,16 @@ class Sysfs:
 
     def _controller(self, path: str, nqn: str) -> Controller:
         with open_directory(path) as directory:
-            address = parse_address(directory.read("address") or "")
+            said = parse_uevent(directory.need("uevent"))
             return Controller(
                 name=os.path.basename(path),
                 instance=directory.instance,
                 nqn=nqn,
                 transport=directory.need("transport"),
-                traddr=address.get("traddr", ""),
-                trsvcid=address.get("trsvcid", ""),
-                host_traddr=address.get("host_traddr", ""),
-                host_iface=address.get("host_iface", ""),
+                traddr=said.get("NVME_TRADDR", ""),
+                trsvcid=said.get("NVME_TRSVCID", ""),
+                host_traddr=said.get("NVME_HOST_TRADDR", ""),
+                host_iface=said.get("NVME_HOST_IFACE", ""),
                 host_nqn=directory.read("hostnqn") or "",
                 host_id=directory.read("hostid") or "",
                 state=directory.need("state"),
@@ -211,14 +211,17 @@ class Sysfs:
 # ---- forms
 
 
-def parse_address(text: str) -> dict[str, str]:
-    """Parse the attribute ``address`` of a controller: ``traddr=…,trsvcid=…,host_traddr=…,host_iface=…,src_addr=…``.
+def parse_uevent(text: str) -> dict[str, str]:
+    """Parse the attribute ``uevent`` of a controller; what the controller was not given is left out.
 
-    Which of these are there depends on the transport and on what was given when it was connected (nvmf_get_address,
-    drivers/nvme/host/fabrics.c; nvme_tcp_get_address adds src_addr). The loop transport has an empty one.
+    It has the address as it was asked for (nvme_class_uevent, drivers/nvme/host/core.c). So has ``address``, but there
+    the kernel adds the source address of the socket, for which nvme_tcp_get_address (drivers/nvme/host/tcp.c, seen in
+    6.12) looks whether there is a socket before it takes the lock: reading it while a path is torn down can be the end
+    of the host.
     """
-    pairs = (item.partition("=") for item in text.strip().split(","))
-    return {key: value for key, equals, value in pairs if key and equals}
+    pairs = (line.partition("=") for line in text.split("\n"))
+    # "(null)" is how the kernel prints what is not there: the loop transport needs no address.
+    return {key: value for key, equals, value in pairs if key and equals and value not in ("", "none", "(null)")}
 
 
 def hex_digits(text: str) -> str:

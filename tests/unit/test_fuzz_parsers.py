@@ -29,7 +29,7 @@ from nvmeofd.kernel.interface import Kernel, Mount
 from nvmeofd.kernel.mountinfo import parse_mount
 from nvmeofd.kernel.registry import Registry
 from nvmeofd.kernel.roots import Roots
-from nvmeofd.kernel.sysfs import Sysfs, hex_digits, parse_address
+from nvmeofd.kernel.sysfs import Sysfs, hex_digits, parse_uevent
 from nvmeofd.model import (
     BlockDevice,
     DeviceNumber,
@@ -167,7 +167,7 @@ def test_mount_table_of_another_namespace(tmp_path: Path, table: bytes) -> None:
 
 
 SYSFS_ATTRIBUTES = ("size", "dev", "diskseq", "nsid", "wwid", "uuid", "hidden", "nguid")
-CONTROLLER_ATTRIBUTES = ("address", "transport", "state", "hostnqn", "hostid")
+CONTROLLER_ATTRIBUTES = ("uevent", "transport", "state", "hostnqn", "hostid")
 
 
 @many_files
@@ -175,7 +175,12 @@ CONTROLLER_ATTRIBUTES = ("address", "transport", "state", "hostnqn", "hostid")
     name=st.sampled_from(SYSFS_ATTRIBUTES + CONTROLLER_ATTRIBUTES + ("subsysnqn",)),
     content=st.one_of(
         damaged(
-            b"2048\n", b"259:7\n", b"tcp\n", b"uuid." + trees.UUID.encode(), trees.NQN.encode(), b"traddr=1,trsvcid=2"
+            b"2048\n",
+            b"259:7\n",
+            b"tcp\n",
+            b"uuid." + trees.UUID.encode(),
+            trees.NQN.encode(),
+            b"NVME_TRADDR=1\nNVME_TRSVCID=2",
         ),
         st.integers().map(lambda number: b"%d\n" % number),
     ),
@@ -239,9 +244,9 @@ def test_options_of_the_kernel(text: str) -> None:
     assert all(isinstance(name, str) for name in fabrics.parse_options(text))
 
 
-@given(damaged_text("traddr=127.0.0.1,trsvcid=4420,src_addr=127.0.0.1\n", "traddr=fe80::1%eth0,trsvcid=4420"))
+@given(damaged_text(trees.UEVENT, "NVME_TRADDR=fe80::1%eth0\nNVME_TRSVCID=4420"))
 def test_address_in_sysfs(text: str) -> None:
-    assert all(parse_address(text))
+    assert all(parse_uevent(text))
     assert set(hex_digits(text)) <= set(text.lower())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from .daemon import BOTH, JOB, ONE, VOLUME, Daemon, refused, subsystem_path, volume_path
-from .guest import bus, facts, initiator, service, target, users
+from .guest import bus, facts, initiator, load, service, target, users
 from .harness import Guest
 
 NQN = "nqn.2024-01.org.example:events"
@@ -30,6 +30,13 @@ def daemon(guest: Guest) -> Daemon:
 
 def listed(guest: Guest, path: str) -> set[str]:
     return set(guest.run(["ls", path]).out.split()) - {"lost+found"}
+
+
+def test_sysfs_is_read_while_it_changes(daemon: Daemon) -> None:
+    """What is there half, because it is coming or going, is waited for, and is no error."""
+    told = daemon.guest.call(load.look_while_it_changes, NQN, ["127.0.0.1", "127.0.0.2"], 40)
+    assert told["wrong"] == []
+    assert told["looks"] > 40
 
 
 class TestMounts:

@@ -222,7 +222,7 @@ class TestConnection:
 
     def test_source_address(self, daemon: Daemon) -> None:
         daemon.stage(NQN, EXT4, "/srv/from", ("tcp://127.0.0.1:4420?host-traddr=127.0.0.9",))
-        assert "host_traddr=127.0.0.9" in self.attribute(daemon.guest, "address")
+        assert "NVME_HOST_TRADDR=127.0.0.9" in self.attribute(daemon.guest, "uevent")
         assert daemon.unstage("/srv/from") is True
 
     def test_host_names_are_resolved(self, daemon: Daemon) -> None:

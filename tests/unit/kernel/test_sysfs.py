@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from nvmeofd.addresses import Address
 from nvmeofd.kernel.attributes import Gone, present
-from nvmeofd.kernel.sysfs import Sysfs, hex_digits, parse_address
+from nvmeofd.kernel.sysfs import Sysfs, hex_digits, parse_uevent
 from nvmeofd.model import DeviceNumber, NamespaceId
 
 from . import trees
@@ -30,16 +33,38 @@ def test_forms_of_an_identifier(identifier: bytes) -> None:
     assert hex_digits(identifier.hex().upper()) == digits
 
 
-def test_addresses() -> None:
-    assert parse_address("traddr=fe80::1%eth0,trsvcid=4420,host_iface=eth0,src_addr=fe80::2\n") == {
-        "traddr": "fe80::1%eth0",
-        "trsvcid": "4420",
-        "host_iface": "eth0",
-        "src_addr": "fe80::2",
+def test_events_of_a_controller() -> None:
+    assert parse_uevent(trees.UEVENT.format("fe80::1%eth0", "4420", "none", "eth0")) == {
+        "MAJOR": "243",
+        "MINOR": "0",
+        "DEVNAME": "nvme0",
+        "NVME_TRTYPE": "tcp",
+        "NVME_TRADDR": "fe80::1%eth0",
+        "NVME_TRSVCID": "4420",
+        "NVME_HOST_IFACE": "eth0",
     }
-    assert parse_address("\n") == {}
-    assert parse_address("traddr=127.0.0.1,=4420,trsvcid") == {"traddr": "127.0.0.1"}
-    assert parse_address("traddr=nn-0x1:pn-0x2,host_traddr=nn-0x3:pn-0x4")["host_traddr"] == "nn-0x3:pn-0x4"
+    assert parse_uevent("\n") == {}
+    assert parse_uevent("NVME_TRADDR=127.0.0.1\n=4420\nNVME_TRSVCID") == {"NVME_TRADDR": "127.0.0.1"}
+    assert parse_uevent("NVME_TRTYPE=loop\nNVME_TRADDR=(null)\nNVME_TRSVCID=none") == {"NVME_TRTYPE": "loop"}
+    assert parse_uevent("NVME_TRADDR=nn-0x1:pn-0x2\n") == {"NVME_TRADDR": "nn-0x1:pn-0x2"}
+
+
+def test_the_attribute_that_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel may crash over ``address``."""
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    trees.controller(tmp_path, subsystem, "nvme0", address="traddr=127.0.0.7,trsvcid=1")
+    opened = []
+    really = os.open
+
+    def noted(path: str, *args: Any, **kwargs: Any) -> int:
+        opened.append(path)
+        return really(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", noted)
+    (found,) = Sysfs(str(tmp_path)).subsystems()
+    assert found.controllers[0].traddr == "127.0.0.1"
+    assert "uevent" in opened
+    assert "address" not in opened
 
 
 def test_no_nvme_at_all(tmp_path: Path) -> None:
@@ -51,7 +76,13 @@ def test_no_nvme_at_all(tmp_path: Path) -> None:
 def test_two_paths_and_two_namespaces(tmp_path: Path) -> None:
     subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
     first = trees.controller(tmp_path, subsystem, "nvme0")
-    trees.controller(tmp_path, subsystem, "nvme1", address="traddr=127.0.0.2,trsvcid=4420", state="connecting")
+    trees.controller(
+        tmp_path,
+        subsystem,
+        "nvme1",
+        uevent=trees.UEVENT.format("127.0.0.2", "4420", "none", "none"),
+        state="connecting",
+    )
     trees.disk(tmp_path, subsystem, "nvme0n1", dev="259:4", partitions=2, nguid=UUID, eui="00 11 22 33 44 55 66 77")
     trees.disk(tmp_path, subsystem, "nvme0n2", dev="259:9", diskseq="18", nsid="2")
     trees.disk(tmp_path, first, "nvme0c0n1", hidden="1")
@@ -104,7 +135,7 @@ def test_without_multipath_the_disks_are_below_the_controllers(tmp_path: Path) -
 
 def test_local_disks_are_not_listed(tmp_path: Path) -> None:
     subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
-    trees.controller(tmp_path, subsystem, "nvme0", transport="pcie", address="0000:00:1f.2")
+    trees.controller(tmp_path, subsystem, "nvme0", transport="pcie")
     trees.disk(tmp_path, subsystem, "nvme0n1")
     assert Sysfs(str(tmp_path)).subsystems() == ()
 
@@ -176,21 +207,69 @@ def test_malformed_numbers_are_errors(tmp_path: Path) -> None:
         Sysfs(str(tmp_path)).subsystems()
 
 
+@pytest.mark.parametrize("call", ["open", "read"])
+def test_an_attribute_that_is_being_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """It can be seen still, but not be opened any more, or not be read: ENODEV. The device is looked at again."""
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    trees.controller(tmp_path, subsystem, "nvme0")
+    trees.disk(tmp_path, subsystem, "nvme0n1")
+    sysfs = Sysfs(str(tmp_path))
+    whole = sysfs.subsystems()
+    really: Callable[..., Any] = getattr(os, call)
+    number = wrong = 0
+
+    def fails_once(*args: Any, **kwargs: Any) -> Any:
+        nonlocal number
+        number += 1
+        if number == wrong:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return really(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, fails_once)
+    assert sysfs.subsystems() == whole
+    for position in range(1, number + 1):
+        number, wrong = 0, position
+        found = sysfs.subsystems()
+        assert [one.controllers[0].name for one in found] == ["nvme0"]
+        assert [one.namespaces[0].wwid for one in found] == [whole[0].namespaces[0].wwid]
+
+
+class Clock:
+    """What :mod:`time` is to what waits. ``device`` goes when ``lifetime`` seconds have passed."""
+
+    def __init__(self, device: Path, lifetime: float) -> None:
+        self._device = device
+        self._lifetime = lifetime
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now > 1000.0 + self._lifetime:
+            shutil.rmtree(self._device, ignore_errors=True)
+
+
+def without_attributes(path: str) -> None:
+    raise Gone(f"{path}/dev")
+
+
 def test_a_device_that_goes_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attributes go first, and the thread that removes it may have to wait for a processor then."""
     device = trees.write(tmp_path / "device", dev="1:2")
-    yields = []
+    clock = Clock(device, lifetime=0.05)
+    monkeypatch.setattr("nvmeofd.kernel.attributes.time", clock)
+    assert present(without_attributes, str(device)) is None
 
-    def sched_yield() -> None:
-        yields.append(1)
-        if len(yields) == 3:
-            shutil.rmtree(device)
 
-    def read(path: str) -> None:
-        raise Gone(path)
-
-    monkeypatch.setattr(os, "sched_yield", sched_yield)
-    assert present(read, str(device)) is None
-    assert len(yields) == 3
+def test_a_device_that_stays_without_attributes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = trees.write(tmp_path / "device", dev="1:2")
+    clock = Clock(device, lifetime=3600)
+    monkeypatch.setattr("nvmeofd.kernel.attributes.time", clock)
+    with pytest.raises(OSError, match=f"{device} is there but cannot be read: no {device}/dev"):
+        present(without_attributes, str(device))
+    assert clock.now < 1001
 
 
 def test_holders(tmp_path: Path) -> None:

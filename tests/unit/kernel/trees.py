@@ -7,6 +7,10 @@ from pathlib import Path
 
 NQN = "nqn.2024-01.org.example:one"
 UUID = "5ea5cdd1-3d8c-4a5e-8a60-3f2d6c1f2a10"
+UEVENT = (
+    "MAJOR=243\nMINOR=0\nDEVNAME=nvme0\n"
+    "NVME_TRTYPE=tcp\nNVME_TRADDR={}\nNVME_TRSVCID={}\nNVME_HOST_TRADDR={}\nNVME_HOST_IFACE={}\n"
+)
 _minors = itertools.count()
 
 
@@ -32,7 +36,7 @@ def controller(sys: Path, subsystem: Path, name: str, **attributes: str) -> Path
     given = {
         "subsysnqn": (subsystem / "subsysnqn").read_text().strip(),
         "transport": "tcp",
-        "address": "traddr=127.0.0.1,trsvcid=4420,src_addr=127.0.0.1",
+        "uevent": UEVENT.format("127.0.0.1", "4420", "none", "none"),
         "state": "live",
         "hostnqn": "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001",
         "hostid": "00000000-0000-4000-8000-000000000001",

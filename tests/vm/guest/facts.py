@@ -65,6 +65,13 @@ def _text(path: Path) -> str:
         return ""
 
 
+def _address(controller: Path) -> str:
+    """As in the attribute "address", which is not read: that can crash the kernel while a path is torn down."""
+    lines = _text(controller / "uevent").splitlines()
+    pairs = [line.removeprefix("NVME_").partition("=") for line in lines if line.startswith("NVME_")]
+    return ",".join(f"{key.lower()}={value}" for key, _, value in pairs if key != "TRTYPE" and value != "none")
+
+
 def subsystems() -> list[Subsystem]:
     """Every NVMe-oF subsystem that the host is connected to."""
     if not SUBSYSTEMS.exists():
@@ -85,7 +92,7 @@ def _subsystem(path: Path) -> Subsystem:
                     {
                         "name": entry.name,
                         "transport": _text(entry / "transport"),
-                        "address": _text(entry / "address"),
+                        "address": _address(entry),
                         "state": _text(entry / "state"),
                     }
                 )

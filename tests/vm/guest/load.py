@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-from . import bus, facts
+from . import bus, facts, initiator
 from .waiting import command
 
 Plan = dict[str, Any]
@@ -48,16 +49,54 @@ def run(plans: list[Plan], strangers: list[Plan], rounds: int, timeout: float = 
     return {"wrong": wrong, "mounted": mounted}
 
 
-def _start(work: Callable[[Plan], None], plan: Plan, wrong: list[str]) -> threading.Thread:
-    def guarded() -> None:
-        try:
-            work(plan)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the host wants to know
-            wrong.append(f"{plan['path']}: {type(error).__name__}: {error}")
+def look_while_it_changes(nqn: str, addresses: list[str], rounds: int, timeout: float = 240.0) -> dict[str, Any]:
+    """Connect and delete all paths again and again, and read sysfs meanwhile with what the daemon reads it with.
 
-    thread = threading.Thread(target=guarded, name=plan["path"])
+    Returns how often that was, and what it could not read.
+    """
+    from nvmeofd.kernel.sysfs import Sysfs  # noqa: PLC0415 - guests without the daemon load this file, too
+
+    wrong: list[str] = []
+    ended = threading.Event()
+    until = time.monotonic() + timeout
+
+    def change() -> None:
+        try:
+            for done in range(rounds):
+                if time.monotonic() >= until:
+                    raise TimeoutError(f"{done} of {rounds} rounds in {timeout} s")
+                for name in [initiator.connect(nqn, address) for address in addresses]:
+                    initiator.delete_controller(name)
+        finally:
+            ended.set()
+
+    changes = threading.Thread(target=_guarded(change, "changes", wrong))
+    changes.start()
+    looks = 0
+    while not ended.is_set():
+        looks += 1
+        try:
+            Sysfs("/sys").subsystems()
+        except OSError as error:
+            wrong.append(str(error))
+    changes.join()
+    return {"looks": looks, "wrong": wrong}
+
+
+def _start(work: Callable[[Plan], None], plan: Plan, wrong: list[str]) -> threading.Thread:
+    thread = threading.Thread(target=_guarded(lambda: work(plan), plan["path"], wrong), name=plan["path"])
     thread.start()
     return thread
+
+
+def _guarded(work: Callable[[], None], title: str, wrong: list[str]) -> Callable[[], None]:
+    def guarded() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the host wants to know
+            wrong.append(f"{title}: {type(error).__name__}: {error}")
+
+    return guarded
 
 
 def _one_round(plan: Plan, mark: str, wrong: list[str]) -> None:
