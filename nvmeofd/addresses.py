@@ -116,6 +116,8 @@ def _source_parts(transport: Transport, query: str) -> dict[str, Any]:
     host_traddr, host_iface = parts.get("host-traddr", ""), parts.get("host-iface", "")
     if host_iface and (transport is not Transport.TCP or not _INTERFACE.fullmatch(host_iface)):
         raise ValueError("host-iface must name a network interface, and only tcp has it")
+    if host_iface == "none":
+        raise ValueError("host-iface: the kernel says 'none' of a path that has none, so no interface may be called so")
     if host_traddr and transport is Transport.FC and not _FC_ADDRESS.fullmatch(host_traddr):
         raise ValueError("host-traddr: expected nn-0x<16 digits>:pn-0x<16 digits>")
     if host_traddr and transport is not Transport.FC:

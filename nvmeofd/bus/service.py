@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Self
 
 from nvmeofd.bus.authorization import Authorizer
@@ -18,13 +19,13 @@ from nvmeofd.bus.polkit import Polkit
 from nvmeofd.bus.tree import ObjectTree
 from nvmeofd.errors import NvmeofdError, dbus_name
 from nvmeofd.log import log, quoted
-from nvmeofd.model import OperationKind
+from nvmeofd.model import OperationKind, Subsystem
 from nvmeofd.operations.volumes import Volume
 
 # News about subsystems come in bursts: they are looked at together, this many seconds after the first.
 RESCAN_DELAY = 0.05
-# After a look that failed the next comes by itself: the news may all have been sent.
-RETRY_DELAY = 2.0
+# After a look that failed none is made for so long, and then one by itself: the news may all have been sent.
+RETRY_DELAY = 0.5
 
 _DO_NOT_QUEUE = 4
 _PRIMARY_OWNER = 1
@@ -52,7 +53,7 @@ class BusService:
         self._core: Core | None = None
         self._subsystems: dict[str, SubsystemObject] = {}
         self._stale = False
-        self._blind = False
+        self._blind_until = 0.0  # by the clock of the loop; 0 unless the last look failed
         self._rescan_timer: asyncio.TimerHandle | None = None
         connection.on_signal = self._on_signal
 
@@ -122,8 +123,15 @@ class BusService:
         self._schedule(RESCAN_DELAY)
 
     def _schedule(self, delay: float) -> None:
-        if self._core is not None and self._rescan_timer is None:
-            self._rescan_timer = asyncio.get_running_loop().call_later(delay, self._rescan_later)
+        if self._core is None:
+            return
+        loop = asyncio.get_running_loop()
+        when = max(loop.time() + delay, self._blind_until)
+        if self._rescan_timer is not None and self._rescan_timer.when() > when:
+            self._rescan_timer.cancel()
+            self._rescan_timer = None
+        if self._rescan_timer is None:
+            self._rescan_timer = loop.call_at(when, self._rescan_later)
 
     def _rescan_later(self) -> None:
         self._rescan_timer = None
@@ -134,21 +142,33 @@ class BusService:
             self._look()
 
     def _look(self) -> None:
-        """Rescan; or else show what was seen last, and look again with the next news or call, or a little later.
+        """Rescan. Where one subsystem cannot be read, perhaps because it is just going, it is shown as it was last.
 
-        One device that cannot be read, perhaps because it is just going, must not make all the others unreachable. What
-        is shown decides nothing: jobs look for themselves.
+        It must not make the others unreachable; and as the loop waits for it, it is not looked at with every call.
+        What is shown decides nothing: jobs look for themselves.
         """
+        if self._core is None:
+            return
+        if asyncio.get_running_loop().time() < self._blind_until:
+            self._schedule(0.0)
+            return
         try:
             self.rescan()
         except OSError as error:
-            self._stale = True
-            if not self._blind:
+            if not self._blind_until:
                 log.warning("bus: cannot look at the subsystems: %s", quoted(str(error)))
-            self._blind = True
+            self._rescan_one_by_one(self._core)
+            self._stale = True
+            self._blind_until = asyncio.get_running_loop().time() + RETRY_DELAY
             self._schedule(RETRY_DELAY)
         else:
-            self._blind = False
+            self._blind_until = 0.0
+
+    def _rescan_one_by_one(self, core: Core) -> None:
+        """The subsystems that are known already, and those of volumes: others wait until all can be read."""
+        for nqn in dict.fromkeys([*self._subsystems, *(volume.nqn for volume in core.volumes.values())]):
+            with suppress(OSError):
+                self._show(core, nqn, core.subsystem(nqn))
 
     def rescan(self) -> None:
         """Look at the subsystems in sysfs, and export what is there. Raises OSError."""
@@ -156,16 +176,20 @@ class BusService:
             return
         now = {one.nqn: one for one in self._core.subsystems()}
         self._stale = False
-        for nqn in self._subsystems.keys() - now.keys():
-            self._tree.remove(self._subsystems.pop(nqn).path)
-        for nqn, one in now.items():
-            obj = self._subsystems.get(nqn)
-            if obj is None:
-                obj = self._subsystems[nqn] = SubsystemObject(self._core, one, self.subsystems_changed)
-                self._tree.add(obj)
-            else:
-                obj.known = one
-                self._tree.changed(obj)
+        for nqn in dict.fromkeys([*self._subsystems, *now]):
+            self._show(self._core, nqn, now.get(nqn))
+
+    def _show(self, core: Core, nqn: str, now: Subsystem | None) -> None:
+        obj = self._subsystems.get(nqn)
+        if now is None:
+            if obj is not None:
+                self._tree.remove(self._subsystems.pop(nqn).path)
+        elif obj is None:
+            obj = self._subsystems[nqn] = SubsystemObject(core, now, self.subsystems_changed)
+            self._tree.add(obj)
+        else:
+            obj.known = now
+            self._tree.changed(obj)
 
     @property
     def subsystem_count(self) -> int:

@@ -20,8 +20,10 @@ T = TypeVar("T")
 GONE = (errno.ENOENT, errno.ENODEV)  # what access to a file in sysfs gives that is removed, or being removed
 # The attributes of a device go before its directory, and an event is sent in between (device_del, drivers/base/core.c):
 # microseconds, or many milliseconds when the processor is taken from the thread that does it. For how many seconds a
-# device caught in between is looked at again, and how many pass between two looks. The loop stands still meanwhile.
+# device caught in between is looked at again, how often at least, and how many seconds pass between two looks. The loop
+# stands still meanwhile.
 _PATIENCE = 0.1
+_LOOKS = 10
 _PAUSE = 0.001
 
 
@@ -108,14 +110,16 @@ def present(read: Callable[[str], T], path: str) -> T | None:
     Raises:
         OSError: it is there and cannot be read.
     """
-    until = time.monotonic() + _PATIENCE
+    looks, until = 0, 0.0
     while True:
         try:
             return read(path)
         except Gone as error:
             if not exists(path):
                 return None
-            if time.monotonic() >= until:
+            looks += 1
+            until = until or time.monotonic() + _PATIENCE
+            if looks > _LOOKS and time.monotonic() >= until:
                 raise OSError(errno.EIO, f"{path} is there but cannot be read: no {error}") from error
             time.sleep(_PAUSE)
 

@@ -66,15 +66,33 @@ def _exports(sys: str) -> Iterator[tuple[str, DeviceNumber]]:
         for namespace in _entries(f"{root}/{subsystem}/namespaces"):
             path = f"{root}/{subsystem}/namespaces/{namespace}"
             try:
-                enabled = _read(f"{path}/enable") == "1"
-                device = _read(f"{path}/device_path")
-                number = block_number(os.stat(device)) if enabled and device.startswith("/dev/") else None
+                device = _exported(path)
             except OSError as error:
                 if error.errno in _NO_ITEM:
                     continue
                 raise
+            number = _number(path, device) if device else None
             if number is not None:
                 yield f"nvmet {subsystem}", number
+
+
+def _exported(path: str) -> str:
+    """The device that a namespace of the target is made of, "" while it is not enabled. Raises OSError."""
+    return _read(f"{path}/device_path") if _read(f"{path}/enable") == "1" else ""
+
+
+def _number(path: str, device: str) -> DeviceNumber | None:
+    """The number of an exported device; None: it is none, or none that can be in question. Raises OSError."""
+    if not device.startswith("/dev/"):
+        return None
+    try:
+        return block_number(os.stat(device))
+    except (FileNotFoundError, NotADirectoryError):
+        # A name of the kernel's that is not there is no device of ours: those are opened by their names. A link that
+        # is not there any more may have led to one, which the target holds still.
+        if "/" not in device.removeprefix("/dev/"):
+            return None
+        raise OSError(errno.ENXIO, f"the NVMe target of this host exports {device}, which is not there", path) from None
 
 
 def _entries(path: str) -> list[str]:

@@ -110,7 +110,7 @@ class FakeCore:
         self.refusals: list[tuple[OperationKind, str]] = []
         self.work: Callable[[], Awaitable[None]] | None = None
         self.scans = 0
-        self.scan_error: OSError | None = None
+        self.unreadable: set[str] = set()  # NQNs
         self.identity: HostIdentity | Exception = HostIdentity("nqn.2024-01.org.example:host", "an-id")
 
     async def _work(self) -> None:
@@ -150,12 +150,17 @@ class FakeCore:
 
     def subsystems(self) -> tuple[Subsystem, ...]:
         self.scans += 1
-        if self.scan_error is not None:
-            raise self.scan_error
+        for nqn in self.connected:
+            self._read(nqn)
         return tuple(self.connected.values())
 
     def subsystem(self, nqn: str) -> Subsystem | None:
+        self._read(nqn)
         return self.connected.get(nqn)
+
+    def _read(self, nqn: str) -> None:
+        if nqn in self.unreadable:
+            raise OSError(5, "Input/output error", nqn)
 
     def owned(self, nqn: str) -> bool:
         return nqn in self.owned_nqns

@@ -66,7 +66,8 @@ async def test_the_name_comes_last(bus: PrivateBus) -> None:
 
 async def test_an_incomplete_picture_is_not_exported(bus: PrivateBus) -> None:
     core = FakeCore()
-    core.scan_error = OSError(5, "Input/output error")
+    core.connected[NQN] = subsystem()
+    core.unreadable = {NQN}
     running = await BusService.connect(bus.address)
     with pytest.raises(OSError, match="Input/output"):
         running.export(core)

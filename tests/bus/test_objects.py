@@ -224,34 +224,54 @@ async def test_a_subsystem_that_goes_without_news(bus: PrivateBus) -> None:
         await caller.signal("InterfacesRemoved")
 
 
-async def test_a_failed_look_is_made_up_for(bus: PrivateBus) -> None:
-    """One subsystem that cannot be read makes nothing else unreachable."""
+OTHER = "nqn.2024-01.org.example:other"
+THIRD = "nqn.2024-01.org.example:third"
+
+
+async def test_one_subsystem_that_cannot_be_read(bus: PrivateBus) -> None:
+    """It is shown as it was last, and nothing else is the worse for it."""
     core = FakeCore()
-    core.add_volume(volume("/srv/one"))
+    core.connect(subsystem())
+    core.connect(subsystem(OTHER))
     async with service(bus, core), client(bus) as caller:
         await caller.subscribe()
-        core.scan_error = OSError(5, "Input/output error")
-        core.connect(subsystem())
-        assert set(await managed(caller)) == {volume_path("/srv/one")}
-        assert await caller.get(volume_path("/srv/one"), VOLUME, "StagingPath") == "/srv/one"
-        core.scan_error = None
-        assert subsystem_path(NQN) in await managed(caller)
-        await caller.signal("InterfacesAdded")
+        core.unreadable = {NQN}
+        core.connect(replace(subsystem(OTHER), name="nvme-subsys7"))
+        core.connected[THIRD] = subsystem(THIRD)
+        core.add_volume(volume("/srv/third", THIRD))
+        objects = await managed(caller)
+        assert set(objects) == {*map(subsystem_path, (NQN, OTHER, THIRD)), volume_path("/srv/third")}
+        assert objects[subsystem_path(OTHER)][SUBSYSTEM]["Name"] == "nvme-subsys7"
+        assert await caller.get(volume_path("/srv/third"), VOLUME, "StagingPath") == "/srv/third"
 
 
-async def test_news_that_cannot_be_followed_are_followed_later(
-    bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_look_is_made_up_for(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a call, and without more news."""
+    monkeypatch.setattr("nvmeofd.bus.service.RESCAN_DELAY", 3600)
     monkeypatch.setattr("nvmeofd.bus.service.RETRY_DELAY", 0.05)
     core = FakeCore()
     async with service(bus, core) as running, client(bus) as caller:
         await caller.subscribe()
-        core.scan_error = OSError(5, "Input/output error")
+        core.unreadable = {NQN}
         core.connect(subsystem())
-        running._rescan_later()
-        core.scan_error = None
+        running._look()
+        core.unreadable = set()
         await caller.signal("InterfacesAdded")
+
+
+async def test_looks_that_fail_are_not_made_with_every_call(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them may hold up the loop. Nor is each of them in the log."""
+    monkeypatch.setattr("nvmeofd.bus.service.RETRY_DELAY", 3600)
+    core = FakeCore()
+    async with service(bus, core), client(bus) as caller:
+        core.unreadable = {NQN}
+        core.connect(subsystem())
+        await managed(caller)
+        before = core.scans
+        for _ in range(5):
+            assert await managed(caller) == {}
+            await caller.get(ROOT, "org.nvmeofd1.Manager", "Version")
+        assert core.scans == before
 
 
 async def test_names_that_are_not_utf8(bus: PrivateBus) -> None:

@@ -104,7 +104,7 @@ GROUPS: Mapping[str, Sequence[Check]] = {
     ),
     "kernel": (
         *(
-            _file(parsers.test_sysfs, "content", b"2048\n", b"259:7\n", trees.NQN.encode(), b"traddr=1", name=name)
+            _file(parsers.test_sysfs, "content", b"2048\n", b"259:7\n", trees.NQN.encode(), b"NVME_TRADDR=1", name=name)
             for name in (*parsers.SYSFS_ATTRIBUTES, *parsers.CONTROLLER_ATTRIBUTES, "subsysnqn")
         ),
         _file(parsers.test_swaps, "content", b"Filename\tType\tSize\n/dev/vda2 partition 8 0 -2\n/swap\\040f file 8\n"),
@@ -112,7 +112,7 @@ GROUPS: Mapping[str, Sequence[Check]] = {
         _file(parsers.test_host_identity, "nqn", trees.NQN.encode(), uuid=trees.UUID.encode()),
         _file(parsers.test_host_identity, "uuid", trees.UUID.encode(), nqn=trees.NQN.encode()),
         _text(parsers.test_options_of_the_kernel, "nqn,transport=%s,traddr=%s,hdr_digest,\n", "instance=-1,cntlid=-1"),
-        _text(parsers.test_address_in_sysfs, "traddr=127.0.0.1,trsvcid=4420,src_addr=127.0.0.1\n"),
+        _text(parsers.test_address_in_sysfs, trees.UEVENT),
         _text(parsers.test_answer_of_blkid, "DEVNAME=/dev/nvme0n1\nTYPE=ext4\nUSAGE=filesystem\n", "PTTYPE=gpt\n"),
     ),
     "requests": (

@@ -246,7 +246,9 @@ def test_options_of_the_kernel(text: str) -> None:
 
 @given(damaged_text(trees.UEVENT, "NVME_TRADDR=fe80::1%eth0\nNVME_TRSVCID=4420"))
 def test_address_in_sysfs(text: str) -> None:
-    assert all(parse_uevent(text))
+    said = parse_uevent(text)
+    assert not {"", "none", "(null)"} & set(said.values())
+    assert all(f"{key}={value}" in text.split("\n") for key, value in said.items())
     assert set(hex_digits(text)) <= set(text.lower())
 
 

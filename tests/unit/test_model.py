@@ -232,6 +232,7 @@ class TestAddress:
             ("tcp://host?host-iface=eth0%2Chostnqn", "host-iface must name a network interface"),
             ("tcp://host?host-iface=" + "e" * 16, "host-iface must name a network interface"),
             ("tcp://host?host-iface=a&host-iface=b", "given twice"),
+            ("tcp://host?host-iface=none", "no interface may be called so"),
             ("rdma://host?host-iface=ib0", "only tcp has it"),
             ("loop://host", "loop:// has no address"),
             ("loop://?host-traddr=1.2.3.4", "loop:// has no address"),

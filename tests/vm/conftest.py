@@ -8,6 +8,7 @@ to where its module began.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -24,15 +25,19 @@ FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
-def package() -> Path:
-    """The Debian package under test: NVMEOFD_DEB, or what `make deb` built, which is run when there is none."""
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package under test: NVMEOFD_DEB, or what `make deb` built, which is run when there is none.
+
+    A copy: somebody may build another one meanwhile.
+    """
     given = os.environ.get("NVMEOFD_DEB")
     if given:
         return Path(given)
     built = ROOT / "build" / "deb"
     if not list(built.glob("nvmeofd_*_all.deb")):
         subprocess.run(["make", "deb"], cwd=ROOT, check=True)
-    return max(built.glob("nvmeofd_*_all.deb"), key=lambda path: path.stat().st_mtime)
+    newest = max(built.glob("nvmeofd_*_all.deb"), key=lambda path: path.stat().st_mtime)
+    return Path(shutil.copy2(newest, tmp_path_factory.mktemp("package")))
 
 
 @pytest.fixture(scope="session")

@@ -140,3 +140,18 @@ def test_an_export_of_the_nvme_target(tmp_path: Path) -> None:
     (namespace / "device_path").write_text("/dev/full\n")
     # A character device is not what a target exports; a number that matches would be one of a block device.
     assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == ()
+
+
+def test_an_export_of_what_is_not_there_any_more(tmp_path: Path) -> None:
+    """The target holds what it opened. Which device that was, a link that is gone does not tell."""
+    namespace = tmp_path / "kernel/config/nvmet/subsystems/nqn.x/namespaces/1"
+    namespace.mkdir(parents=True)
+    (namespace / "enable").write_text("1\n")
+    (namespace / "device_path").write_text("/dev/disk/by-id/nvme-that-is-gone\n")
+    with pytest.raises(OSError, match="nvme-that-is-gone, which is not there"):
+        backing.kernel_users(str(tmp_path), "/dev", {FULL})
+    (namespace / "enable").write_text("0\n")
+    assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == ()
+    (namespace / "enable").write_text("1\n")
+    (namespace / "device_path").write_text("/dev/nvme99n1\n")
+    assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == ()
