@@ -20,9 +20,6 @@ define newline
 endef
 # Passed on to pytest: make unit ARGS="-k guard"
 ARGS ?=
-# How many tests run side by side, each module of them in one worker. WORKERS=0: in this process, for pdb and -s.
-WORKERS ?= 2
-PYTEST := $(VENV)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # For make soak: how many histories, and the seed of the first.
 SEEDS ?= 10000
 FIRST ?= 0
@@ -51,16 +48,16 @@ manual: setup ## man/org.nvmeofd1.5 from dbus/org.nvmeofd1.xml
 
 # One run of pytest over all tiers, and nothing after it: its summary is the last thing said.
 check: lint deb rpm ## everything: lint, then all tests
-	$(PYTEST) $(ARGS)
+	$(VENV)/pytest $(ARGS)
 
 check-fast: lint deb rpm ## lint, then all tests that need no guest
-	$(PYTEST) tests/simulation tests/bus tests/unit tests/packages $(ARGS)
+	$(VENV)/pytest tests/unit tests/simulation tests/bus tests/packages $(ARGS)
 
 unit: setup ## unit tests
-	$(PYTEST) tests/unit $(ARGS)
+	$(VENV)/pytest tests/unit $(ARGS)
 
 vm: setup deb ## tests on a real kernel, in a guest
-	$(PYTEST) tests/vm $(ARGS)
+	$(VENV)/pytest tests/vm $(ARGS)
 
 soak: setup ## random histories, on all CPUs: SEEDS=10000 FIRST=0
 	$(VENV)/python -m tests.simulation.soak --seeds $(SEEDS) --first $(FIRST) $(ARGS)

@@ -23,7 +23,7 @@ GONE = (errno.ENOENT, errno.ENODEV)  # what access to a file in sysfs gives that
 # device caught in between is looked at again, how often at least, and how many seconds pass between two looks. The loop
 # stands still meanwhile.
 _PATIENCE = 0.1
-_LOOKS = 10
+_LOOKS = 20
 _PAUSE = 0.001
 
 

@@ -7,9 +7,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .host import cache_dir, digest, locked, qemu_version, say, tool
+from .host import cache_dir, digest, qemu_version, say, tool
 
-TCG = "tcg"
+TCG = "tcg,thread=multi"
 # What Debian needs and little more. `max` costs a third: the guest then uses wide vectors, five-level page tables and
 # protections that hardware has for nothing, and each of them is emulated.
 TCG_MODEL = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16"
@@ -18,17 +18,12 @@ PROBE_MARK = "Kernel panic - not syncing: VFS: Unable to mount root"
 
 
 def accelerator(kernel: Path) -> str:
-    """`kvm` if a kernel really runs under it, else software emulation. NVMEOFD_VM_ACCEL overrides."""
+    """`kvm` if a kernel really runs under it, else multi-threaded TCG. NVMEOFD_VM_ACCEL overrides."""
     forced = os.environ.get("NVMEOFD_VM_ACCEL")
     if forced:
         return forced
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return TCG
-    with locked(cache_dir() / "accel.lock"):  # two sessions that tried at once could come to different answers
-        return _tried(kernel)
-
-
-def _tried(kernel: Path) -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     remembered = cache_dir() / "accel"
     key = digest([boot, qemu_version()])
@@ -44,14 +39,6 @@ def _tried(kernel: Path) -> str:
 
 def cpu_model(accel: str) -> str:
     return "host" if accel.startswith("kvm") else TCG_MODEL
-
-
-def processors(accel: str) -> int:
-    """How many a guest has. Emulated, a second one makes it no faster, and much slower beside another guest.
-
-    Each atomic instruction costs more then, and one processor waits for a lock whose holder the host has stopped.
-    """
-    return 2 if accel.startswith("kvm") else 1
 
 
 def _kvm_works(kernel: Path) -> bool:
