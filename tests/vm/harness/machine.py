@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .accel import cpu_model
+from .accel import cpu_model, processors
 from .errors import GuestDied, GuestError, GuestTimeout
 from .host import tool
 from .image import Image
@@ -33,8 +33,9 @@ KERNEL_ARGUMENTS = (
 def qemu_arguments(image: Image, accel: str) -> list[str]:
     """The machine itself. A snapshot loads only into the very same one, so this is part of a snapshot's key."""
     return [
-        "-accel", accel, "-machine", "q35", "-cpu", cpu_model(accel), "-smp", "2", "-m", str(MEMORY_MIB),
-        "-uuid", MACHINE_UUID, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-accel", accel, "-machine", "q35", "-cpu", cpu_model(accel),
+        "-smp", str(processors(accel)), "-m", str(MEMORY_MIB), "-uuid", MACHINE_UUID,
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL_ARGUMENTS,
         "-device", "virtio-rng-pci", "-device", "virtio-serial-pci,id=channels",
         "-device", "virtserialport,bus=channels.0,chardev=agent,name=agent",
