@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import Self
 
+from nvmeofd.alarm import Alarm
 from nvmeofd.bus.authorization import Authorizer
 from nvmeofd.bus.callers import Callers
 from nvmeofd.bus.connection import Connection
@@ -54,7 +55,7 @@ class BusService:
         self._subsystems: dict[str, SubsystemObject] = {}
         self._stale = False
         self._blind_until = 0.0  # by the clock of the loop; 0 unless the last look failed
-        self._rescan_timer: asyncio.TimerHandle | None = None
+        self._rescan_alarm = Alarm(self._settle)
         connection.on_signal = self._on_signal
 
     @classmethod
@@ -75,7 +76,7 @@ class BusService:
         """Make the objects of ``core``, and answer calls from now on. Raises OSError from looking at the subsystems."""
         self._core = core
         self._tree.add(ManagerObject(core))
-        self.rescan()
+        self._rescan(core)
         for volume in core.volumes.values():
             self.volume_added(volume)
         for job in core.jobs.values():
@@ -100,8 +101,7 @@ class BusService:
     async def close(self) -> None:
         """Answer what still waits, give up the name, and close the connection."""
         self._core = None
-        if self._rescan_timer is not None:
-            self._rescan_timer.cancel()
+        self._rescan_alarm.cancel()
         await self._dispatcher.close()
         await self._callers.close()
         await self._connection.close()
@@ -123,19 +123,8 @@ class BusService:
         self._schedule(RESCAN_DELAY)
 
     def _schedule(self, delay: float) -> None:
-        if self._core is None:
-            return
-        loop = asyncio.get_running_loop()
-        when = max(loop.time() + delay, self._blind_until)
-        if self._rescan_timer is not None and self._rescan_timer.when() > when:
-            self._rescan_timer.cancel()
-            self._rescan_timer = None
-        if self._rescan_timer is None:
-            self._rescan_timer = loop.call_at(when, self._rescan_later)
-
-    def _rescan_later(self) -> None:
-        self._rescan_timer = None
-        self._settle()
+        if self._core is not None:
+            self._rescan_alarm.at(max(asyncio.get_running_loop().time() + delay, self._blind_until))
 
     def _settle(self) -> None:
         if self._stale:
@@ -147,20 +136,21 @@ class BusService:
         It must not make the others unreachable; and as the loop waits for it, it is not looked at with every call.
         What is shown decides nothing: jobs look for themselves.
         """
-        if self._core is None:
+        core, loop = self._core, asyncio.get_running_loop()
+        if core is None:
             return
-        if asyncio.get_running_loop().time() < self._blind_until:
+        if loop.time() < self._blind_until:
             self._schedule(0.0)
             return
         try:
-            self.rescan()
+            self._rescan(core)
         except OSError as error:
             if not self._blind_until:
                 log.warning("bus: cannot look at the subsystems: %s", quoted(str(error)))
-            self._rescan_one_by_one(self._core)
+            self._rescan_one_by_one(core)
             self._stale = True
-            self._blind_until = asyncio.get_running_loop().time() + RETRY_DELAY
-            self._schedule(RETRY_DELAY)
+            self._blind_until = loop.time() + RETRY_DELAY
+            self._schedule(0.0)
         else:
             self._blind_until = 0.0
 
@@ -170,14 +160,12 @@ class BusService:
             with suppress(OSError):
                 self._show(core, nqn, core.subsystem(nqn))
 
-    def rescan(self) -> None:
+    def _rescan(self, core: Core) -> None:
         """Look at the subsystems in sysfs, and export what is there. Raises OSError."""
-        if self._core is None:
-            return
-        now = {one.nqn: one for one in self._core.subsystems()}
+        now = {one.nqn: one for one in core.subsystems()}
         self._stale = False
         for nqn in dict.fromkeys([*self._subsystems, *now]):
-            self._show(self._core, nqn, now.get(nqn))
+            self._show(core, nqn, now.get(nqn))
 
     def _show(self, core: Core, nqn: str, now: Subsystem | None) -> None:
         obj = self._subsystems.get(nqn)

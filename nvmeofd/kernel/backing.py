@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Collection, Iterator
 
-from nvmeofd.kernel.attributes import GONE
+from nvmeofd.kernel.attributes import Gone, open_directory
 from nvmeofd.kernel.blockdev import block_number
 from nvmeofd.kernel.interface import OpenFile
 from nvmeofd.model import DeviceNumber
@@ -21,7 +21,6 @@ from nvmeofd.model import DeviceNumber
 _LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
 _LOOP_INFO64_SIZE = 232
 _LO_RDEVICE = struct.Struct("=16xQ")  # lo_device, lo_inode, lo_rdevice
-_NO_ITEM = (*GONE, errno.ENOTDIR)
 _NOT_BOUND = (errno.ENXIO, errno.ENODEV, errno.ENOENT)
 
 
@@ -65,20 +64,19 @@ def _exports(sys: str) -> Iterator[tuple[str, DeviceNumber]]:
     for subsystem in _entries(root):
         for namespace in _entries(f"{root}/{subsystem}/namespaces"):
             path = f"{root}/{subsystem}/namespaces/{namespace}"
-            try:
-                device = _exported(path)
-            except OSError as error:
-                if error.errno in _NO_ITEM:
-                    continue
-                raise
+            device = _exported(path)
             number = _number(path, device) if device else None
             if number is not None:
                 yield f"nvmet {subsystem}", number
 
 
 def _exported(path: str) -> str:
-    """The device that a namespace of the target is made of, "" while it is not enabled. Raises OSError."""
-    return _read(f"{path}/device_path") if _read(f"{path}/enable") == "1" else ""
+    """What a namespace of the target is made of, "" when it is not enabled, or removed. Raises OSError."""
+    try:
+        with open_directory(path) as namespace:
+            return (namespace.read("device_path") or "") if namespace.read("enable") == "1" else ""
+    except Gone:
+        return ""
 
 
 def _number(path: str, device: str) -> DeviceNumber | None:
@@ -100,8 +98,3 @@ def _entries(path: str) -> list[str]:
         return os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read().strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from nvmeofd.kernel.attributes import GONE
+from nvmeofd.kernel.attributes import Gone, number_at
 from nvmeofd.kernel.blockdev import block_number
 from nvmeofd.kernel.interface import Swap
 from nvmeofd.kernel.mountinfo import unescape
@@ -34,15 +34,12 @@ def _swap(line: bytes, sys: str) -> Swap:
         return Swap(path, None)
     # sysfs first: it needs no node, which may have been removed, or live in another mount namespace.
     try:
-        with open(f"{sys}/class/block/{os.path.basename(path)}/dev", encoding="ascii") as file:
-            return Swap(path, DeviceNumber.parse(file.read()))
-    except OSError as error:
-        if error.errno not in GONE:
-            raise
-    number = device_number(path)
-    if number is None:
-        raise OSError(f"/proc/swaps: cannot tell which device {path!r} is")
-    return Swap(path, number)
+        return Swap(path, number_at(f"{sys}/class/block/{os.path.basename(path)}"))
+    except Gone:
+        number = device_number(path)
+        if number is None:
+            raise OSError(f"/proc/swaps: cannot tell which device {path!r} is") from None
+        return Swap(path, number)
 
 
 def device_number(path: str) -> DeviceNumber | None:

@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nvmeofd.alarm import Alarm
 from nvmeofd.journal import Phase
 from nvmeofd.kernel.interface import Event, EventKind
 from nvmeofd.log import log, quoted
@@ -41,7 +42,8 @@ class Picture:
     def __init__(self, core: Core, tidier: Tidier) -> None:
         self._core = core
         self._tidier = tidier
-        self._timer: asyncio.TimerHandle | None = None
+        # What waits for another attempt must not hold up what is new: the soonest time counts.
+        self._alarm = Alarm(self._start_update)
         self._updating: asyncio.Task[None] | None = None
         self._devices_changed = False
         self._seen_version = -1  # of the mount cache: any decision may be the one that finds a change
@@ -54,8 +56,7 @@ class Picture:
     async def close(self) -> None:
         """End the update that is under way, too."""
         self.stop()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         if self._updating is not None:
             self._updating.cancel()
             await asyncio.wait({self._updating})
@@ -77,17 +78,10 @@ class Picture:
     def schedule(self, *, devices: bool, delay: float = COALESCE) -> None:
         """Have the picture brought up to date soon; ``devices``: more than mounts has changed."""
         self._devices_changed = self._devices_changed or devices
-        if self._closed:
-            return
-        when = asyncio.get_running_loop().time() + delay
-        if self._timer is not None and self._timer.when() > when:
-            self._timer.cancel()  # what waits for another attempt must not hold up what is new
-            self._timer = None
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(when, self._start_update)
+        if not self._closed:
+            self._alarm.at(asyncio.get_running_loop().time() + delay)
 
     def _start_update(self) -> None:
-        self._timer = None
         if self._updating is not None and not self._updating.done():
             self.schedule(devices=False)
             return

@@ -202,7 +202,7 @@ async def test_news_in_a_burst_cost_one_look(bus: PrivateBus) -> None:
         for _ in range(10):
             await caller.get_all(ROOT, "org.nvmeofd1.Manager")
         assert core.scans == before + 1
-        assert running._rescan_timer is None
+        assert not running._rescan_alarm.is_set()
 
 
 async def test_a_subsystem_is_there_as_soon_as_its_news(bus: PrivateBus) -> None:

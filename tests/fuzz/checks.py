@@ -112,7 +112,7 @@ GROUPS: Mapping[str, Sequence[Check]] = {
         _file(parsers.test_host_identity, "nqn", trees.NQN.encode(), uuid=trees.UUID.encode()),
         _file(parsers.test_host_identity, "uuid", trees.UUID.encode(), nqn=trees.NQN.encode()),
         _text(parsers.test_options_of_the_kernel, "nqn,transport=%s,traddr=%s,hdr_digest,\n", "instance=-1,cntlid=-1"),
-        _text(parsers.test_address_in_sysfs, trees.UEVENT),
+        _text(parsers.test_address_in_sysfs, trees.uevent()),
         _text(parsers.test_answer_of_blkid, "DEVNAME=/dev/nvme0n1\nTYPE=ext4\nUSAGE=filesystem\n", "PTTYPE=gpt\n"),
     ),
     "requests": (

@@ -244,7 +244,7 @@ def test_options_of_the_kernel(text: str) -> None:
     assert all(isinstance(name, str) for name in fabrics.parse_options(text))
 
 
-@given(damaged_text(trees.UEVENT, "NVME_TRADDR=fe80::1%eth0\nNVME_TRSVCID=4420"))
+@given(damaged_text(trees.uevent(), "NVME_TRADDR=fe80::1%eth0\nNVME_TRSVCID=4420"))
 def test_address_in_sysfs(text: str) -> None:
     said = parse_uevent(text)
     assert not {"", "none", "(null)"} & set(said.values())

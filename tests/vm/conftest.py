@@ -7,7 +7,6 @@ One guest runs for the whole session. A module gets it from a snapshot, with the
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -24,19 +23,15 @@ FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Debian package under test: NVMEOFD_DEB, or what `make deb` built, which is run when there is none.
-
-    A copy: somebody may build another one meanwhile.
-    """
+def package() -> Path:
+    """The Debian package under test: NVMEOFD_DEB, or what `make deb` built, which is run when there is none."""
     given = os.environ.get("NVMEOFD_DEB")
     if given:
         return Path(given)
     built = ROOT / "build" / "deb"
     if not list(built.glob("nvmeofd_*_all.deb")):
         subprocess.run(["make", "deb"], cwd=ROOT, check=True)
-    newest = max(built.glob("nvmeofd_*_all.deb"), key=lambda path: path.stat().st_mtime)
-    return Path(shutil.copy2(newest, tmp_path_factory.mktemp("package")))
+    return max(built.glob("nvmeofd_*_all.deb"), key=lambda path: path.stat().st_mtime)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,8 @@ def test_users_that_only_the_kernel_knows_of(daemon: Daemon) -> None:
     with refused("InUse", "open", device, "sleep"):
         daemon.disconnect(NQN)
     guest.call(users.end, "user")
-    daemon.disconnect(NQN)  # perhaps of nothing: the daemon does it by itself, too, now that the last user has gone
+    # Now, unless the daemon did it by itself already.
+    assert len(daemon.disconnect(NQN)) in (0, 2)
     assert guest.call(facts.controllers) == []
 
 

@@ -34,7 +34,7 @@ def test_forms_of_an_identifier(identifier: bytes) -> None:
 
 
 def test_events_of_a_controller() -> None:
-    assert parse_uevent(trees.UEVENT.format("fe80::1%eth0", "4420", "none", "eth0")) == {
+    assert parse_uevent(trees.uevent("fe80::1%eth0", "eth0")) == {
         "MAJOR": "243",
         "MINOR": "0",
         "DEVNAME": "nvme0",
@@ -76,13 +76,7 @@ def test_no_nvme_at_all(tmp_path: Path) -> None:
 def test_two_paths_and_two_namespaces(tmp_path: Path) -> None:
     subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
     first = trees.controller(tmp_path, subsystem, "nvme0")
-    trees.controller(
-        tmp_path,
-        subsystem,
-        "nvme1",
-        uevent=trees.UEVENT.format("127.0.0.2", "4420", "none", "none"),
-        state="connecting",
-    )
+    trees.controller(tmp_path, subsystem, "nvme1", uevent=trees.uevent("127.0.0.2"), state="connecting")
     trees.disk(tmp_path, subsystem, "nvme0n1", dev="259:4", partitions=2, nguid=UUID, eui="00 11 22 33 44 55 66 77")
     trees.disk(tmp_path, subsystem, "nvme0n2", dev="259:9", diskseq="18", nsid="2")
     trees.disk(tmp_path, first, "nvme0c0n1", hidden="1")
@@ -135,7 +129,7 @@ def test_without_multipath_the_disks_are_below_the_controllers(tmp_path: Path) -
 
 def test_local_disks_are_not_listed(tmp_path: Path) -> None:
     subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
-    trees.controller(tmp_path, subsystem, "nvme0", transport="pcie")
+    trees.controller(tmp_path, subsystem, "nvme0", transport="pcie", uevent="DEVNAME=nvme0\nNVME_TRTYPE=pcie")
     trees.disk(tmp_path, subsystem, "nvme0n1")
     assert Sysfs(str(tmp_path)).subsystems() == ()
 

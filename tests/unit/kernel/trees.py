@@ -7,10 +7,6 @@ from pathlib import Path
 
 NQN = "nqn.2024-01.org.example:one"
 UUID = "5ea5cdd1-3d8c-4a5e-8a60-3f2d6c1f2a10"
-UEVENT = (
-    "MAJOR=243\nMINOR=0\nDEVNAME=nvme0\n"
-    "NVME_TRTYPE=tcp\nNVME_TRADDR={}\nNVME_TRSVCID={}\nNVME_HOST_TRADDR={}\nNVME_HOST_IFACE={}\n"
-)
 _minors = itertools.count()
 
 
@@ -19,6 +15,14 @@ def write(path: Path, **attributes: str) -> Path:
     for name, value in attributes.items():
         (path / name).write_text(f"{value}\n")
     return path
+
+
+def uevent(traddr: str = "127.0.0.1", host_iface: str = "none") -> str:
+    """What the kernel tells of a controller, "none" for what that was not given."""
+    return (
+        "MAJOR=243\nMINOR=0\nDEVNAME=nvme0\nNVME_TRTYPE=tcp\n"
+        f"NVME_TRADDR={traddr}\nNVME_TRSVCID=4420\nNVME_HOST_TRADDR=none\nNVME_HOST_IFACE={host_iface}"
+    )
 
 
 def link(path: Path, target: Path) -> None:
@@ -36,7 +40,7 @@ def controller(sys: Path, subsystem: Path, name: str, **attributes: str) -> Path
     given = {
         "subsysnqn": (subsystem / "subsysnqn").read_text().strip(),
         "transport": "tcp",
-        "uevent": UEVENT.format("127.0.0.1", "4420", "none", "none"),
+        "uevent": uevent(),
         "state": "live",
         "hostnqn": "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001",
         "hostid": "00000000-0000-4000-8000-000000000001",

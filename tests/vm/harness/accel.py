@@ -9,16 +9,17 @@ from pathlib import Path
 
 from .host import cache_dir, digest, qemu_version, say, tool
 
-TCG = "tcg,thread=multi"
+TCG = "tcg"
 # What Debian needs and little more. `max` costs a third: the guest then uses wide vectors, five-level page tables and
-# protections that hardware has for nothing, and each of them is emulated.
+# protections that hardware has for nothing, and each of them is emulated. With svm
+# the guest would load kvm.
 TCG_MODEL = "qemu64,-svm,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16"
 PROBE_SECONDS = 20
 PROBE_MARK = "Kernel panic - not syncing: VFS: Unable to mount root"
 
 
 def accelerator(kernel: Path) -> str:
-    """`kvm` if a kernel really runs under it, else multi-threaded TCG. NVMEOFD_VM_ACCEL overrides."""
+    """`kvm` if a kernel really runs under it, else software emulation. NVMEOFD_VM_ACCEL overrides."""
     forced = os.environ.get("NVMEOFD_VM_ACCEL")
     if forced:
         return forced
