@@ -18,6 +18,7 @@ _SUBSYSTEM = re.compile(r"nvme-subsys\d+")
 _CONTROLLER = re.compile(r"nvme\d+")
 # nvme0n1: a namespace, with native multipath the head of its paths; nvme0c1n1: one path of it, hidden.
 _DISK = re.compile(r"nvme\d+(c\d+)?n\d+")
+_MEMBER = re.compile(r"nvme\d")
 _LOCAL_TRANSPORTS = frozenset({"pcie", "apple-nvme"})
 
 
@@ -55,10 +56,14 @@ class Sysfs:
         return tuple(found.values())
 
     def _subsystem(self, path: str, wanted: str | None) -> Subsystem | None:
-        """The subsystem at ``path``, None when another one is wanted."""
+        """The subsystem at ``path``, None when another one is wanted, or when it is only coming or going."""
         with open_directory(path) as directory:
-            nqn = directory.need("subsysnqn")
-            if wanted not in (None, nqn):
+            nqn = directory.read("subsysnqn")
+            if nqn is None and any(map(_MEMBER.match, directory.names())):
+                raise Gone(f"{path}/subsysnqn")
+            # The attributes come before the first controller, and go after the last controller and the last namespace
+            # (nvme_init_subsystem, nvme_free_ctrl and nvme_free_ns_head, drivers/nvme/host/core.c).
+            if nqn is None or wanted not in (None, nqn):
                 return None
             name = os.path.basename(path)
             controllers: list[Controller] = []

@@ -186,6 +186,27 @@ def test_a_controller_that_cannot_be_read_is_an_error(tmp_path: Path, attribute:
         Sysfs(str(tmp_path)).subsystems()
 
 
+def test_a_subsystem_that_is_only_coming_or_going_is_none(tmp_path: Path) -> None:
+    """Between its directory and its attributes it has neither controllers nor namespaces: nothing to wait for."""
+    trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys1", NQN + "2"), "nvme1")
+    (trees.subsystem(tmp_path, "nvme-subsys0") / "subsysnqn").unlink()
+    sysfs = Sysfs(str(tmp_path))
+    assert [one.name for one in sysfs.subsystems()] == ["nvme-subsys1"]
+    assert sysfs.subsystem(NQN) is None
+
+
+@pytest.mark.parametrize("member", ["nvme0", "nvme0n1"])
+def test_a_subsystem_without_its_name_is_an_error_as_long_as_there_is_something_in_it(
+    tmp_path: Path, member: str
+) -> None:
+    subsystem = trees.subsystem(tmp_path, "nvme-subsys0")
+    (trees.disk if "n1" in member else trees.controller)(tmp_path, subsystem, member)
+    (subsystem / "subsysnqn").unlink()
+    for look in (Sysfs(str(tmp_path)).subsystems, lambda: Sysfs(str(tmp_path)).subsystem(NQN)):
+        with pytest.raises(OSError, match="cannot be read: no .*subsysnqn"):
+            look()
+
+
 def test_the_error_names_the_attribute(tmp_path: Path) -> None:
     attribute = trees.subsystem(tmp_path, "nvme-subsys0") / "subsysnqn"
     attribute.unlink()
