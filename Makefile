@@ -20,6 +20,9 @@ define newline
 endef
 # Passed on to pytest: make unit ARGS="-k guard"
 ARGS ?=
+# How many tests run side by side, each module of them in one worker. WORKERS=0: in this process, for pdb and -s.
+WORKERS ?= 2
+PYTEST := $(VENV)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # For make soak: how many histories, and the seed of the first.
 SEEDS ?= 10000
 FIRST ?= 0
@@ -46,18 +49,19 @@ format: setup ## let ruff format and fix
 manual: setup ## man/org.nvmeofd1.5 from dbus/org.nvmeofd1.xml
 	$(VENV)/python scripts/dbus_man.py dbus/org.nvmeofd1.xml man/org.nvmeofd1.5
 
-# One run of pytest over all tiers, and nothing after it: its summary is the last thing said.
+# One run of pytest over all tiers, and nothing after it: its summary is the last thing said. Meanwhile the guests are made
+# ready; a test that needs one waits for that, and says why if there is none.
 check: lint deb rpm ## everything: lint, then all tests
-	$(VENV)/pytest $(ARGS)
+	$(VENV)/python -m tests.vm.harness build >build/guests.log 2>&1 & $(PYTEST) $(ARGS)
 
 check-fast: lint deb rpm ## lint, then all tests that need no guest
-	$(VENV)/pytest tests/unit tests/simulation tests/bus tests/packages $(ARGS)
+	$(PYTEST) tests/unit tests/simulation tests/bus tests/packages $(ARGS)
 
 unit: setup ## unit tests
-	$(VENV)/pytest tests/unit $(ARGS)
+	$(PYTEST) tests/unit $(ARGS)
 
 vm: setup deb ## tests on a real kernel, in a guest
-	$(VENV)/pytest tests/vm $(ARGS)
+	$(PYTEST) tests/vm $(ARGS)
 
 soak: setup ## random histories, on all CPUs: SEEDS=10000 FIRST=0
 	$(VENV)/python -m tests.simulation.soak --seeds $(SEEDS) --first $(FIRST) $(ARGS)

@@ -1,7 +1,8 @@
 """Fixtures of the tests on a real kernel.
 
-One guest runs for the whole session. A module gets it from a snapshot, with the daemon installed from its package
-(`guest`) or without (`kernel`); a test that fails or leaves something behind sends it back to where its module began.
+One guest runs for the whole session, or for each worker of it. A module gets it from a snapshot, with the daemon
+installed from its package (`guest`) or without (`kernel`); a test that fails or leaves something behind sends it back
+to where its module began.
 """
 
 from __future__ import annotations

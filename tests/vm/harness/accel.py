@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .host import cache_dir, digest, qemu_version, say, tool
+from .host import cache_dir, digest, locked, qemu_version, say, tool
 
 TCG = "tcg"
 # What Debian needs and little more. `max` costs a third: the guest then uses wide vectors, five-level page tables and
@@ -25,9 +25,14 @@ def accelerator(kernel: Path) -> str:
         return forced
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return TCG
+    with locked(cache_dir() / "accel.lock"):  # two sessions that tried at once could come to different answers
+        return _tried(kernel)
+
+
+def _tried(kernel: Path) -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     remembered = cache_dir() / "accel"
-    key = digest([boot, qemu_version()])
+    key = digest([boot, qemu_version(), TCG])
     if remembered.exists():
         known, _, answer = remembered.read_text().strip().partition(" ")
         if known == key:
