@@ -203,7 +203,7 @@ def test_a_subsystem_without_its_name_is_an_error_as_long_as_there_is_something_
     (trees.disk if "n1" in member else trees.controller)(tmp_path, subsystem, member)
     (subsystem / "subsysnqn").unlink()
     for look in (Sysfs(str(tmp_path)).subsystems, lambda: Sysfs(str(tmp_path)).subsystem(NQN)):
-        with pytest.raises(OSError, match="cannot be read: no .*subsysnqn"):
+        with pytest.raises(OSError, match=r"cannot be read: no .*subsysnqn"):
             look()
 
 
