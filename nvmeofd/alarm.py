@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 
 class Alarm:
-    """Calls back once, on the running loop. What asks for a later time than is set already changes nothing."""
+    """Calls back on the running loop, once each time it is set.
+
+    What asks for a later time than is set already changes nothing.
+    """
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback

@@ -1,4 +1,4 @@
-"""Reading sysfs directories of devices that may vanish at any moment.
+"""Reading directories of sysfs, and of configfs, that may vanish at any moment.
 
 Everything about one device is read through one file descriptor of its directory. A directory stays that of its
 device, so a name that passes to another device in between can never mix the attributes of the two.
@@ -32,7 +32,7 @@ class Gone(Exception):
 
 
 class Directory:
-    """An open sysfs directory of a device."""
+    """The open directory of a device in sysfs, or of an item in configfs."""
 
     def __init__(self, path: str) -> None:
         """Follows symbolic links, as the classes consist of them. Raises Gone, OSError."""
@@ -93,7 +93,7 @@ class Directory:
 
 @contextmanager
 def open_directory(path: str) -> Iterator[Directory]:
-    """The sysfs directory, closed at the end. Raises Gone, OSError."""
+    """The directory, closed at the end. Raises Gone, OSError."""
     directory = Directory(path)
     try:
         yield directory

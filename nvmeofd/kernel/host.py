@@ -11,6 +11,8 @@ from nvmeofd.kernel.interface import Swap
 from nvmeofd.kernel.mountinfo import unescape
 from nvmeofd.model import DeviceNumber
 
+_REMOVED = " (deleted)"  # follows the path of a node that was removed (d_path, fs/d_path.c)
+
 
 def swaps(proc: str, sys: str) -> tuple[Swap, ...]:
     """The active swap areas. Raises OSError, also when a device cannot be told by its name."""
@@ -34,10 +36,12 @@ def _swap(line: bytes, sys: str) -> Swap:
         return Swap(path, None)
     # sysfs first: it needs no node, which may have been removed, or live in another mount namespace.
     try:
-        return Swap(path, number_at(f"{sys}/class/block/{os.path.basename(path)}"))
+        return Swap(path, number_at(f"{sys}/class/block/{os.path.basename(path.removesuffix(_REMOVED))}"))
     except Gone:
         number = device_number(path)
-        if number is None:
+        # A removed node is all that is left of a disk that was pulled out. It can have been one of ours under another
+        # name as well: the guard's claim finds that out, as swap claims its device (swapon, mm/swapfile.c).
+        if number is None and not path.endswith(_REMOVED):
             raise OSError(f"/proc/swaps: cannot tell which device {path!r} is") from None
         return Swap(path, number)
 

@@ -56,13 +56,14 @@ class Sysfs:
         return tuple(found.values())
 
     def _subsystem(self, path: str, wanted: str | None) -> Subsystem | None:
-        """The subsystem at ``path``, None when another one is wanted, or when it is only coming or going."""
+        """The subsystem at ``path``, None when another one is wanted, or it is not complete yet."""
         with open_directory(path) as directory:
             nqn = directory.read("subsysnqn")
             if nqn is None and any(map(_MEMBER.match, directory.names())):
                 raise Gone(f"{path}/subsysnqn")
-            # The attributes come before the first controller, and go after the last controller and the last namespace
-            # (nvme_init_subsystem, nvme_free_ctrl and nvme_free_ns_head, drivers/nvme/host/core.c).
+            # Its place in the class comes before its attributes (device_add, drivers/base/core.c), its first controller
+            # and namespace after them; and they go before (nvme_init_subsystem, nvme_free_ctrl and nvme_free_ns_head,
+            # drivers/nvme/host/core.c). So there is nothing in it.
             if nqn is None or wanted not in (None, nqn):
                 return None
             name = os.path.basename(path)

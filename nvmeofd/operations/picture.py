@@ -52,11 +52,11 @@ class Picture:
     def stop(self) -> None:
         """Begin no further update."""
         self._closed = True
+        self._alarm.cancel()
 
     async def close(self) -> None:
         """End the update that is under way, too."""
         self.stop()
-        self._alarm.cancel()
         if self._updating is not None:
             self._updating.cancel()
             await asyncio.wait({self._updating})

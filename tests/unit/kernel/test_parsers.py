@@ -137,6 +137,17 @@ def test_swaps(tmp_path: Path) -> None:
     assert host.swaps("/proc", "/sys") is not None
 
 
+def test_swap_on_a_node_that_was_removed(tmp_path: Path) -> None:
+    """A disk that was pulled out holds up no decision about others; one that is there is known by its name."""
+    (tmp_path / "swaps").write_text(
+        "Filename\n/dev/nvme0n1\\040(deleted) partition 1 0 -2\n/dev/sdb2\\040(deleted) partition 1 0 -3\n"
+    )
+    trees.write(tmp_path / "class/block/nvme0n1", dev="259:3")
+    there, gone = host.swaps(str(tmp_path), str(tmp_path))
+    assert there.number == DeviceNumber(259, 3)
+    assert gone.number is None
+
+
 def test_device_number_of_what_is_no_block_device(tmp_path: Path) -> None:
     for path in ("/dev/null", str(tmp_path), f"{tmp_path}/absent", "/dev/null/x", "a\0b"):
         assert host.device_number(path) is None

@@ -186,8 +186,8 @@ def test_a_controller_that_cannot_be_read_is_an_error(tmp_path: Path, attribute:
         Sysfs(str(tmp_path)).subsystems()
 
 
-def test_a_subsystem_that_is_only_coming_or_going_is_none(tmp_path: Path) -> None:
-    """Between its directory and its attributes it has neither controllers nor namespaces: nothing to wait for."""
+def test_a_subsystem_that_is_not_complete_is_none(tmp_path: Path) -> None:
+    """Without its attributes it has neither controllers nor namespaces: nothing to wait for."""
     trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys1", NQN + "2"), "nvme1")
     (trees.subsystem(tmp_path, "nvme-subsys0") / "subsysnqn").unlink()
     sysfs = Sysfs(str(tmp_path))

@@ -134,24 +134,39 @@ def test_exports_and_loops_of_a_host_without(tmp_path: Path) -> None:
 
 
 def test_an_export_of_the_nvme_target(tmp_path: Path) -> None:
-    namespace = tmp_path / "kernel/config/nvmet/subsystems/nqn.x/namespaces/1"
-    namespace.mkdir(parents=True)
-    (namespace / "enable").write_text("1\n")
-    (namespace / "device_path").write_text("/dev/full\n")
+    export(tmp_path, "/dev/full")
     # A character device is not what a target exports; a number that matches would be one of a block device.
     assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == ()
 
 
-def test_an_export_of_what_is_not_there_any_more(tmp_path: Path) -> None:
-    """The target holds what it opened. Which device that was, a link that is gone does not tell."""
-    namespace = tmp_path / "kernel/config/nvmet/subsystems/nqn.x/namespaces/1"
-    namespace.mkdir(parents=True)
+def export(sys: Path, device: str) -> Path:
+    namespace = sys / "kernel/config/nvmet/subsystems/nqn.x/namespaces/1"
+    namespace.mkdir(parents=True, exist_ok=True)
     (namespace / "enable").write_text("1\n")
-    (namespace / "device_path").write_text("/dev/disk/by-id/nvme-that-is-gone\n")
-    with pytest.raises(OSError, match="nvme-that-is-gone, which is not there"):
+    (namespace / "device_path").write_text(f"{device}\n")
+    return namespace
+
+
+@pytest.mark.parametrize("device", ["/dev/disk/by-id/nvme-that-is-gone", "/dev/backup0", "//dev//backup0"])
+def test_an_export_of_what_is_not_there_any_more(tmp_path: Path, device: str) -> None:
+    """The target holds what it opened. Which device that was, a link or a node that is gone does not tell."""
+    namespace = export(tmp_path, device)
+    with pytest.raises(OSError, match=f"{device}, which is not there"):
         backing.kernel_users(str(tmp_path), "/dev", {FULL})
     (namespace / "enable").write_text("0\n")
     assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == ()
-    (namespace / "enable").write_text("1\n")
-    (namespace / "device_path").write_text("/dev/nvme99n1\n")
+
+
+@pytest.mark.parametrize("device", ["/dev/nvme99n1", "/dev/nvme99n1p1", "/dev/sdzz1", "/dev/dm-999", "//dev//nvme99n1"])
+def test_an_export_of_a_disk_that_was_removed(tmp_path: Path, device: str) -> None:
+    export(tmp_path, device)
     assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == ()
+
+
+def test_a_loop_device_without_its_node(tmp_path: Path) -> None:
+    """It is set up, and cannot be asked on what."""
+    (tmp_path / "block/loop3/loop").mkdir(parents=True)
+    assert backing.kernel_users(str(tmp_path), str(tmp_path), {FULL}) == ()
+    (tmp_path / "block/loop3/loop/backing_file").write_text("/dev/nvme0n1\n")
+    with pytest.raises(FileNotFoundError, match="loop3"):
+        backing.kernel_users(str(tmp_path), str(tmp_path), {FULL})
