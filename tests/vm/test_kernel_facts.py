@@ -152,6 +152,12 @@ class TestExclusiveClaim:
         assert kernel.call(facts.swaps) == [device]
         kernel.call(users.end, "swap")
 
+    def test_swap_on_a_node_that_is_removed(self, kernel: Guest, device: str) -> None:
+        kernel.run(f"mkswap {device} && cp -a {device} /dev/other && swapon /dev/other && rm /dev/other")
+        assert kernel.call(facts.swaps) == ["/dev/other\\040(deleted)"]
+        assert kernel.call(initiator.claim, device) == "EBUSY"
+        kernel.run(["swapoff", device])
+
     def test_block_bind_is_not_seen(self, kernel: Guest, device: str) -> None:
         kernel.call(users.block_bind, "raw", device, "/mnt/raw")
         assert kernel.call(initiator.claim, device) == ""
