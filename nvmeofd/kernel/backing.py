@@ -2,7 +2,8 @@
 
 A loop device on top of a device, and a device exported by the NVMe target of this host, have it open without O_EXCL,
 without being its holder in sysfs and without any process: whoever set them up has ended. Device-mapper, md, bcache,
-DRBD, LIO and mounted filesystems do claim what they use.
+DRBD, LIO's block backstore and mounted filesystems do claim what they use. Others that do not, and are not looked for:
+LIO's file backstore on a device node, the passthru of the NVMe target, the block backend of Xen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import struct
 from collections.abc import Collection, Iterator
 
-from nvmeofd.kernel.attributes import Gone, exists, open_directory
+from nvmeofd.kernel.attributes import Directory, Gone, number_at, open_directory
 from nvmeofd.kernel.blockdev import block_number
 from nvmeofd.kernel.interface import OpenFile
 from nvmeofd.model import DeviceNumber
@@ -22,12 +23,14 @@ from nvmeofd.model import DeviceNumber
 _LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
 _LOOP_INFO64_SIZE = 232
 _LO_RDEVICE = struct.Struct("=16xQ")  # lo_device, lo_inode, lo_rdevice
-_NOT_BOUND = (errno.ENXIO, errno.ENODEV, errno.ENOENT)
 # How drivers name disks and their partitions. Anything else in /dev is a link, or a node that somebody made.
-_KERNEL_NAME = re.compile(
-    r"(nvme\d+n\d+|sd[a-z]+|vd[a-z]+|xvd[a-z]+|dm-\d+|md\d+|mmcblk\d+|[nr]bd\d+|drbd\d+|loop\d+|z?ram\d+|pmem\d+)"
-    r"(p?\d+)?"
+_DISK = (
+    r"nvme\d+n\d+|(s|v|h|xv|das)d[a-z]+|dm-\d+|md(\d+|_\w+)|mmcblk\d+|(n|r|rn|dr)bd\d+|loop\d+|z?ram\d+|zd\d+"
+    r"|bcache\d+|nullb\d+|ublkb\d+|pmem[\d.]+s?"
 )
+_KERNEL_NAME = re.compile(rf"({_DISK})(p?\d+)?")
+# What is here and gone was either a device-mapper device, which claims what is below it, or a file.
+_HARMLESS = ("mapper/", "shm/")
 
 
 def kernel_users(sys: str, dev: str, numbers: Collection[DeviceNumber]) -> tuple[OpenFile, ...]:
@@ -39,31 +42,32 @@ def kernel_users(sys: str, dev: str, numbers: Collection[DeviceNumber]) -> tuple
 
 def _loops(sys: str, dev: str) -> Iterator[tuple[str, DeviceNumber]]:
     for name in _entries(f"{sys}/block"):
-        # The attribute is there while the loop device is set up. It has a path; the ioctl has the number, however the
-        # path looks from here.
-        bound = f"{sys}/block/{name}/loop/backing_file"
-        if name.startswith("loop") and exists(bound):
-            number = _backing_device(f"{dev}/{name}", bound)
-            if number is not None:
-                yield name, number
+        if not name.startswith("loop"):
+            continue
+        try:
+            with open_directory(f"{sys}/block/{name}/loop") as loop:  # there while it is set up
+                number = _backing_device(f"{dev}/{name}", loop)
+        except Gone:
+            continue
+        if number is not None:
+            yield name, number
 
 
-def _backing_device(path: str, bound: str) -> DeviceNumber | None:
-    """The number of the device below a loop device; None: it is a file, or it was set free just now. Raises OSError."""
+def _backing_device(path: str, loop: Directory) -> DeviceNumber | None:
+    """The number of the device below a loop device, None: it is a file, or it was set free just now. Raises OSError."""
+    # sysfs has a path; the ioctl has the number, however the path looks from here.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in _NOT_BOUND and not exists(bound):
-            return None
-        raise
-    try:
-        rdevice: int = _LO_RDEVICE.unpack_from(fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE)))[0]
-    except OSError as error:
-        if error.errno in _NOT_BOUND:
-            return None
-        raise
-    finally:
-        os.close(fd)
+        try:
+            rdevice: int = _LO_RDEVICE.unpack_from(fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE)))[0]
+        finally:
+            os.close(fd)
+    except OSError:
+        # Its node was removed; it is being set free, and may have something to write still; or it is a file on a
+        # filesystem that does not answer, such as FUSE of another user.
+        if (loop.read("backing_file") or "").startswith("/dev/"):
+            raise
+        return None
     return DeviceNumber(os.major(rdevice), os.minor(rdevice)) if rdevice else None
 
 
@@ -71,9 +75,8 @@ def _exports(sys: str) -> Iterator[tuple[str, DeviceNumber]]:
     root = f"{sys}/kernel/config/nvmet/subsystems"
     for subsystem in _entries(root):
         for namespace in _entries(f"{root}/{subsystem}/namespaces"):
-            path = f"{root}/{subsystem}/namespaces/{namespace}"
-            device = _exported(path)
-            number = _number(path, device) if device else None
+            device = _exported(f"{root}/{subsystem}/namespaces/{namespace}")
+            number = _number(sys, device) if device else None
             if number is not None:
                 yield f"nvmet {subsystem}", number
 
@@ -87,19 +90,25 @@ def _exported(path: str) -> str:
         return ""
 
 
-def _number(path: str, device: str) -> DeviceNumber | None:
+def _number(sys: str, device: str) -> DeviceNumber | None:
     """The number of an exported device; None: it is none, or none that can be in question. Raises OSError."""
     # A path elsewhere is not looked at: it may be on a filesystem whose server is down, where stat(2) would wait.
-    if not re.match("/+dev/", device):
+    place = re.match("/+dev/+", device)
+    if place is None:
         return None
     try:
         return block_number(os.stat(device))
     except (FileNotFoundError, NotADirectoryError):
-        # A disk of the kernel's that is not there was removed, and ours are not. A link that is not there any more may
-        # have led to one of ours, which the target holds still.
-        if _KERNEL_NAME.fullmatch(re.sub("/+dev/+", "", device, count=1)):
+        name = device[place.end() :]
+    if _KERNEL_NAME.fullmatch(name):  # its node was removed, or the disk itself, which is none of ours then
+        try:
+            return number_at(f"{sys}/class/block/{name}")
+        except Gone:
             return None
-        raise OSError(errno.ENXIO, f"the NVMe target of this host exports {device}, which is not there", path) from None
+    if name.startswith(_HARMLESS):
+        return None
+    # A link that is not there any more may have led to one of ours, which the target holds still.
+    raise OSError(errno.ENXIO, "the NVMe target of this host exports it, and it is not there", device)
 
 
 def _entries(path: str) -> list[str]:

@@ -16,6 +16,7 @@ from nvmeofd.model import DeviceNumber, Namespace
 
 # include/uapi/linux/fs.h, in the generic ioctl encoding; powerpc, mips and sparc have another one.
 _BLKROSET = 0x125D  # _IO(0x12, 93), takes a pointer to an int
+_BLKFLSBUF = 0x1261  # _IO(0x12, 97)
 _BLKGETSIZE64 = 0x80081272  # _IOR(0x12, 114, size_t)
 _BLKGETDISKSEQ = 0x80081280  # _IOR(0x12, 128, __u64), since Linux 5.15
 
@@ -79,6 +80,15 @@ def open_exclusively(namespaces: Sequence[Namespace], dev: str) -> list[int]:
         close_all(fds)
         raise
     return fds
+
+
+def write_back(fds: Sequence[int]) -> None:
+    """Write what is dirty in the page cache of these open devices. Raises OSError. Blocks.
+
+    Not fsync(2): that has the device empty its own cache as well, for which it needs a path even if nothing is dirty.
+    """
+    for fd in fds:
+        fcntl.ioctl(fd, _BLKFLSBUF, 0)
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ _REMOVED = " (deleted)"  # follows the path of a node that was removed (d_path, 
 
 
 def swaps(proc: str, sys: str) -> tuple[Swap, ...]:
-    """The active swap areas. Raises OSError, also when a device cannot be told by its name."""
+    """The active swap areas. Raises OSError."""
     try:
         with open(f"{proc}/swaps", "rb") as file:
             lines = file.read().split(b"\n")[1:]
@@ -34,16 +34,14 @@ def _swap(line: bytes, sys: str) -> Swap:
     path = unescape(name)
     if kind != b"partition":
         return Swap(path, None)
-    # sysfs first: it needs no node, which may have been removed, or live in another mount namespace.
+    if path.endswith(_REMOVED):
+        return Swap(path, None, doubtful=True)  # by now the name may be that of another device
+    # sysfs first: it needs no node, and the node may be in another mount namespace.
     try:
-        return Swap(path, number_at(f"{sys}/class/block/{os.path.basename(path.removesuffix(_REMOVED))}"))
+        return Swap(path, number_at(f"{sys}/class/block/{os.path.basename(path)}"))
     except Gone:
         number = device_number(path)
-        # A removed node is all that is left of a disk that was pulled out. It can have been one of ours under another
-        # name as well: the guard's claim finds that out, as swap claims its device (swapon, mm/swapfile.c).
-        if number is None and not path.endswith(_REMOVED):
-            raise OSError(f"/proc/swaps: cannot tell which device {path!r} is") from None
-        return Swap(path, number)
+        return Swap(path, number, doubtful=number is None)
 
 
 def device_number(path: str) -> DeviceNumber | None:

@@ -100,10 +100,15 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One active swap area by its device number (None for a file)."""
+    """One active swap area by its device number: None for a file, and where that cannot be told (``doubtful``).
+
+    A doubtful one is no reason to take every device for used: swap claims its device (swapon, mm/swapfile.c), so the
+    claim finds it. Where the holder of a claim is guessed at, it is one more who may be.
+    """
 
     name: str
     number: DeviceNumber | None
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +236,17 @@ class LockedDevice(Protocol):
         """Check that the node, name, wwid, size and diskseq still belong to this open device. Raises DeviceChanged."""
 
 
+class Claim(Protocol):
+    """Namespaces that are held open exclusively."""
+
+    async def write_back(self) -> None:
+        """Have what is dirty of them written, and wait for that.
+
+        The kernel does so by itself for the last one who closes a device (bdev_release, block/bdev.c), and as long as
+        the claim is held nobody else is the last one. Without anything dirty it needs no path. Raises OSError.
+        """
+
+
 class Kernel(Protocol):
     """The kernel and the host as the core sees them."""
 
@@ -309,7 +325,7 @@ class Kernel(Protocol):
 
     # ---- the claim
 
-    def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[None]:
+    def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[Claim]:
         """Hold all namespaces open with O_EXCL, each verified to be this incarnation.
 
         Entering raises ClaimBusy, DeviceChanged, OSError, and has then released what it had.

@@ -13,6 +13,7 @@ from nvmeofd.kernel.commands import Commands
 from nvmeofd.kernel.controllers import Controllers
 from nvmeofd.kernel.identity import Identity
 from nvmeofd.kernel.interface import (
+    Claim,
     ConnectError,
     ConnectParameters,
     Event,
@@ -156,7 +157,7 @@ class LinuxKernel:
 
     # ---- the claim
 
-    def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[None]:
+    def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[Claim]:
         return claims.claim(namespaces, self._roots.dev)
 
     async def scan_processes(self, numbers: Collection[DeviceNumber], names: Collection[str]) -> ProcessScan:

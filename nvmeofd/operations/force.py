@@ -203,6 +203,8 @@ async def _held_by_umount(core: Core, volume: Volume) -> bool:
     own = find_namespace(subsystem, volume)
     if subsystem is None or own is None or volume.type is not VolumeType.FILESYSTEM or visible_users(core, [own]):
         return False
+    if any(swap.doubtful for swap in core.kernel.swaps()):
+        return False  # the claim may be of that
     try:
         try:
             async with core.kernel.claim([own]):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # How often the guard starts again because namespaces came and went or udev had a device open. Each round waits for
 # what disturbed the one before, so this many in a row means that something is wrong, and then nothing is disconnected.
 ROUNDS = 5
+# After so many seconds a look at the processes is too old to be decided on.
+STALE = 1.0
 
 
 class StillUsed(Exception):
@@ -44,6 +46,7 @@ async def disconnect_unused(
         StillUsed: nothing was deleted.
         DisconnectFailed: a controller could not be deleted, or the namespaces keep changing.
     """
+    loop = asyncio.get_running_loop()
     for _ in range(ROUNDS):
         job.enter(Step.VERIFYING)
         subsystem = look(core, nqn)
@@ -52,12 +55,16 @@ async def disconnect_unused(
         stop_if_used(visible_users(core, subsystem.namespaces))
         deletion: Deletion | None = None
         try:
-            async with core.kernel.claim(subsystem.namespaces):
+            async with core.kernel.claim(subsystem.namespaces) as claimed:
                 scan = await scan_processes(core, subsystem)
+                looked = loop.time()
                 stop_if_used(openers(subsystem, scan, transient=False))
+                # Whoever closed a device since it was claimed was not the last one, so nothing was written for him yet.
+                await claimed.write_back()
+                fresh = loop.time() - looked < STALE
                 # From here to the deletion nothing is awaited: what is decided on is what is there.
                 again = look(core, nqn)
-                if again is not None and not scan.open_files and same_namespaces(subsystem, again):
+                if again is not None and fresh and not scan.open_files and same_namespaces(subsystem, again):
                     stop_if_used(visible_users(core, again.namespaces))
                     deletion = Deletion(core, job, nqn, tuple(choose(again)))
                     await deletion.run()
@@ -73,7 +80,7 @@ async def disconnect_unused(
         if deletion is not None:
             return deletion.outcome()
         try:
-            # a udev worker probes a device, or a namespace just came: both end by themselves
+            # a udev worker probes a device, a namespace just came, or there was much to be written: all that ends
             await core.kernel.settle()
         except CommandError as error:
             raise StillUsed([unreadable(nqn, error)]) from error

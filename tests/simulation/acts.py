@@ -47,6 +47,7 @@ CALLS = (
     "connect",
     "delete_controller",
     "claim",
+    "write_back",
     "scan_processes",
     "settle",
     "lock_device",

@@ -384,6 +384,7 @@ USERS: dict[str, Callable[[SimWorld, Any], object]] = {
     "container": lambda w, _: w.unshare(),
     "holder": lambda w, h: w.hold(h),
     "swap": lambda w, h: w.swapon(h),
+    "nameless-swap": lambda w, h: w.swapon(h, nameless=True),
     "open": lambda w, h: w.open(h),
     "open-exclusive": lambda w, h: w.open(h, exclusive=True),
     "open-generic": lambda w, h: w.open(h, generic=True),
@@ -442,6 +443,29 @@ def comers(scenario: Scenario, user: str) -> Iterator[Case]:
             f"{what} (read {number}): {user}",
             act(lambda faults, action, number=number: faults.at_read(number, action=action)),  # type: ignore[misc]
         )
+
+
+def leavers(scenario: Scenario) -> Iterator[Case]:
+    """A user that is there before goes at any moment: what he wrote is written, and the subsystem goes in the end."""
+
+    def act(point: int) -> Act:
+        async def leave(host: Host) -> list[str]:
+            opener = host.world.open(host.world.head(ONE, 2))
+            host.kernel.faults.at(point, action=lambda: host.world.close(opener))
+            with contextlib.suppress(NvmeofdError):
+                await scenario.act(host)
+            host.world.close(opener)
+            await host.quiesce(70)
+            if scenario.name == "disconnect":
+                await host.disconnect(ONE)  # not the daemon's own: not by itself
+            found = host.complaints()
+            if host.world.connected(ONE):
+                found.append("still connected")
+            return found
+
+        return leave
+
+    return _at_each_point(scenario, act)
 
 
 def makers(scenario: Scenario, path: str, node: Node) -> Iterator[Case]:

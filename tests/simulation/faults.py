@@ -246,6 +246,7 @@ _ERRNOS: dict[str, tuple[int, ...]] = {
     "rescan": (errno.EIO, errno.EPERM, *_RESOURCES),
     "delete_controller": (errno.EIO, errno.EBUSY, errno.EPERM, errno.EINTR, *_RESOURCES),
     "claim": _DEVICE,
+    "write_back": (errno.EIO, errno.EACCES, *_RESOURCES),
     "scan_processes": (errno.EIO, errno.EACCES, *_RESOURCES),
     "lock_device": (*_DEVICE, errno.ENOLCK),
     "probe": _DEVICE,

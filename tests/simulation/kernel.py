@@ -14,6 +14,7 @@ from typing import Any
 
 from nvmeofd.addresses import Address
 from nvmeofd.kernel.interface import (
+    Claim,
     ClaimBusy,
     CommandError,
     ConnectError,
@@ -36,6 +37,22 @@ from tests.simulation.guardian import CLAIM, PROCESSES, REFUSED, Guardian, looke
 from tests.simulation.reads import SimReads
 from tests.simulation.state import SimHead, SimMount
 from tests.simulation.world import SimWorld
+
+
+class SimClaim:
+    def __init__(self, kernel: SimKernel, heads: Sequence[SimHead]) -> None:
+        self._kernel = kernel
+        self._heads = heads
+
+    async def write_back(self) -> None:
+        def effect() -> None:
+            for head in self._heads:
+                head.unwritten = 0
+
+        def possible() -> bool:
+            return not any(head.unwritten and head.stuck for head in self._heads)
+
+        await self._kernel.call("write_back", effect, ready=possible)
 
 
 class SimKernel(SimReads):
@@ -106,11 +123,11 @@ class SimKernel(SimReads):
 
     # ---- the claim
 
-    def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[None]:
+    def claim(self, namespaces: Sequence[Namespace]) -> AbstractAsyncContextManager[Claim]:
         return self._claim(tuple(namespaces))
 
     @contextlib.asynccontextmanager
-    async def _claim(self, namespaces: tuple[Namespace, ...]) -> AsyncIterator[None]:
+    async def _claim(self, namespaces: tuple[Namespace, ...]) -> AsyncIterator[Claim]:
         mine: list[SimHead] = []
         moments: list[int] = []
 
@@ -150,7 +167,7 @@ class SimKernel(SimReads):
                 release()
             raise
         try:
-            yield
+            yield SimClaim(self, mine)
         finally:
             if not self.killed:
                 release()

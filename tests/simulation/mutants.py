@@ -168,7 +168,10 @@ MUTANTS = (
     Mutant(
         "no-claim",
         "nothing is claimed",
-        (Edit(GUARD, "async with core.kernel.claim(subsystem.namespaces):", "if True:"),),
+        (
+            Edit(GUARD, "async with core.kernel.claim(subsystem.namespaces) as claimed:", "if claimed := job:"),
+            Edit(GUARD, "                await claimed.write_back()\n", ""),
+        ),
         points(everywhere.as_it_is, UNSTAGE),
     ),
     Mutant(
@@ -204,6 +207,12 @@ MUTANTS = (
             Edit(GUARD, "not scan.open_files and ", ""),
         ),
         points(everywhere.comers, UNSTAGE, "open"),
+    ),
+    Mutant(
+        "nothing-written-back",
+        "what somebody wrote who closed the device after it was claimed goes with it",
+        (Edit(GUARD, "                await claimed.write_back()\n", ""),),
+        points(everywhere.leavers, DISCONNECT),
     ),
     Mutant(
         "hidden-processes-ignored",

@@ -67,7 +67,12 @@ class SimReads(Calls):
 
     def swaps(self) -> tuple[Swap, ...]:
         self.read("swaps")
-        return tuple(Swap(f"/dev/{swap.device.name}", swap.device.number) for swap in self.world.swaps)
+        return tuple(
+            Swap("/dev/other (deleted)", None, doubtful=True)
+            if swap.nameless
+            else Swap(f"/dev/{swap.device.name}", swap.device.number)
+            for swap in self.world.swaps
+        )
 
     def device_number(self, path: str) -> DeviceNumber | None:
         self.check_alive()

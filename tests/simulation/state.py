@@ -84,6 +84,7 @@ class SimHead:
     paths: list[SimController] = field(default_factory=list)
     gone: bool = False
     read_only: bool = False
+    unwritten: int = 0  # when somebody closed it after writing, and was not the last to close it
     _shown: Namespace | None = None  # asked for again and again, and only the size ever changes
 
     def __repr__(self) -> str:
@@ -263,6 +264,7 @@ class SimSwap:
     head: SimHead
     device: BlockDevice
     seq: int
+    nameless: bool = False  # its node was removed
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from tests.simulation.everywhere import (
     failing_reads,
     failures,
     hangs,
+    leavers,
     makers,
     play,
     points_of,
@@ -89,6 +90,11 @@ def test_delay(scenario: Scenario, seconds: int) -> None:
 @pytest.mark.parametrize("name", ["rollback", "unstage", "disconnect"])
 def test_somebody_comes(name: str, user: str) -> None:
     check(comers(SCENARIOS[name], user))
+
+
+@pytest.mark.parametrize("name", ["unstage", "disconnect"])
+def test_somebody_leaves(name: str) -> None:
+    check(leavers(SCENARIOS[name]))
 
 
 @pytest.mark.parametrize("node", Node)
@@ -159,6 +165,7 @@ def test_somebody_is_there(user: str) -> None:
         users = await host.call(host.engine.list_users(ONE))
         kind = {
             "private-mount": "claim",
+            "nameless-swap": "claim",
             "block-bind": "block-mount",
             "private-block-bind": "block-mount",
             "open-exclusive": "open",

@@ -10,6 +10,7 @@ import pytest
 from nvmeofd.config import Config
 from nvmeofd.errors import DisconnectFailed, InUse, InvalidArgument, NvmeofdError, Shared, Timeout, UnmountFailed
 from nvmeofd.model import VolumeState
+from nvmeofd.operations.force import still_unmounting
 from tests.simulation.clock import run
 from tests.simulation.faults import FaultPlan
 from tests.simulation.harness import Died, Host
@@ -179,6 +180,20 @@ def test_unmounted_by_somebody_who_goes_on_to_use_the_device(call: str) -> None:
         assert await host.unstage(PATH) is True
 
     history()
+
+
+@simulated()
+async def test_swap_that_cannot_be_told_is_not_taken_for_an_umount(host: Host) -> None:
+    await host.stage(ONE, EXT4, PATHS, PATH)
+    await host.quiesce(1)  # udev has looked
+    volume = host.engine.volumes[PATH]
+    cut(host)
+    host.world.unmount(PATH, lazy=True)
+    assert not await still_unmounting(host.engine._core, volume)
+    host.world.swapon(host.world.head(ONE, 1), nameless=True)
+    assert not await still_unmounting(host.engine._core, volume)
+    host.world.swapoff(host.world.head(ONE, 1))
+    assert await host.unstage(PATH) is True
 
 
 @simulated()

@@ -216,7 +216,8 @@ class SimWorld:
         self.meddling["mounts"] += 1
         self.meddling["users"] += 1
         self.mounts.drop_space(pid)
-        self.openers[:] = [opener for opener in self.openers if opener.pid != pid]
+        for opener in [opener for opener in self.openers if opener.pid == pid]:
+            self.close(opener)
         self.released()
 
     def open(self, head: SimHead, *, command: str = "dd", exclusive: bool = False, generic: bool = False) -> Opener:
@@ -242,7 +243,9 @@ class SimWorld:
     def close(self, opener: Opener) -> None:
         if opener in self.openers:
             self.openers.remove(opener)
-            self.meddling["users"] += not opener.transient
+            if not opener.transient:
+                self.meddling["users"] += 1
+                opener.head.unwritten = self.tick()
         self.released()
 
     def hold(self, head: SimHead, name: str = "") -> Holder:
@@ -264,10 +267,10 @@ class SimWorld:
             self.emit_device("remove", "block", holder.name)
         self.released()
 
-    def swapon(self, head: SimHead) -> None:
+    def swapon(self, head: SimHead, *, nameless: bool = False) -> None:
         """Raises OSError."""
         self.require_free(head)
-        self.swaps.append(SimSwap(head=head, device=head.devices[-1], seq=self.tick()))
+        self.swaps.append(SimSwap(head=head, device=head.devices[-1], seq=self.tick(), nameless=nameless))
         self.meddling["users"] += 1
         self.changed()
 
@@ -323,7 +326,10 @@ class SimWorld:
                 waiter.set_result(None)
 
     def released(self) -> None:
-        """Something let go of a disk."""
+        """Something let go of a disk. When the last one does, the kernel writes what is dirty (bdev_release)."""
+        for head in self.fabric.heads():
+            if head.unwritten and not self.pins(head):
+                head.unwritten = 0
         self.fabric.reap()
         self.changed()
 

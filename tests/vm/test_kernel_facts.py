@@ -154,9 +154,29 @@ class TestExclusiveClaim:
 
     def test_swap_on_a_node_that_is_removed(self, kernel: Guest, device: str) -> None:
         kernel.run(f"mkswap {device} && cp -a {device} /dev/other && swapon /dev/other && rm /dev/other")
-        assert kernel.call(facts.swaps) == ["/dev/other\\040(deleted)"]
-        assert kernel.call(initiator.claim, device) == "EBUSY"
-        kernel.run(["swapoff", device])
+        try:
+            assert kernel.call(facts.swaps) == ["/dev/other\\040(deleted)"]
+            assert kernel.call(initiator.claim, device) == "EBUSY"
+        finally:
+            kernel.run(["swapoff", device])
+
+    def test_the_last_who_closes_it_writes(self, kernel: Guest, device: str) -> None:
+        """Whoever closes it while it is claimed is not the last: what he wrote waits, and would go with the device."""
+        backing = target.backing_file(NQN, 1)
+
+        def write(text: str) -> bool:
+            kernel.run(f"printf {text} | dd of={device} bs=5 count=1 conv=notrunc status=none")
+            return written(text)
+
+        def written(text: str) -> bool:
+            return kernel.run(f"head -c 5 {backing}").out == text
+
+        assert write("first")
+        kernel.call(initiator.hold_claim, device)
+        assert not write("later")
+        kernel.call(initiator.write_back, device)
+        assert written("later")
+        kernel.call(initiator.release_claims)
 
     def test_block_bind_is_not_seen(self, kernel: Guest, device: str) -> None:
         kernel.call(users.block_bind, "raw", device, "/mnt/raw")

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from nvmeofd.kernel import backing, users
-from nvmeofd.kernel.interface import ProcessScan
+from nvmeofd.kernel.interface import OpenFile, ProcessScan
 from nvmeofd.kernel.nodes import device_behind
 from nvmeofd.model import DeviceNumber
 
+from . import trees
 from .processes import child
 
 # /dev/full: hardly anybody has it open.
@@ -151,22 +152,54 @@ def export(sys: Path, device: str) -> Path:
 def test_an_export_of_what_is_not_there_any_more(tmp_path: Path, device: str) -> None:
     """The target holds what it opened. Which device that was, a link or a node that is gone does not tell."""
     namespace = export(tmp_path, device)
-    with pytest.raises(OSError, match=f"{device}, which is not there"):
+    with pytest.raises(OSError, match=f"it is not there: '{device}'"):
         backing.kernel_users(str(tmp_path), "/dev", {FULL})
     (namespace / "enable").write_text("0\n")
     assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == ()
 
 
-@pytest.mark.parametrize("device", ["/dev/nvme99n1", "/dev/nvme99n1p1", "/dev/sdzz1", "/dev/dm-999", "//dev//nvme99n1"])
+NAMES = [
+    "nvme99n1",
+    "nvme99n1p1",
+    "sdzz1",
+    "vdz",
+    "dasda1",
+    "dm-999",
+    "md127p1",
+    "md_home",
+    "zd16",
+    "nbd15p1",
+    "drbd9",
+    "pmem0.1s",
+    "mapper/x",
+    "shm/x",
+]
+
+
+@pytest.mark.parametrize("device", ["//dev//nvme99n1", *(f"/dev/{name}" for name in NAMES)])
 def test_an_export_of_a_disk_that_was_removed(tmp_path: Path, device: str) -> None:
     export(tmp_path, device)
     assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == ()
 
 
-def test_a_loop_device_without_its_node(tmp_path: Path) -> None:
-    """It is set up, and cannot be asked on what."""
-    (tmp_path / "block/loop3/loop").mkdir(parents=True)
+def test_an_export_of_a_disk_whose_node_was_removed(tmp_path: Path) -> None:
+    export(tmp_path, "/dev/nvme99n1p1")
+    trees.write(tmp_path / "class/block/nvme99n1p1", dev=str(FULL))
+    assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == (OpenFile(0, "nvmet nqn.x", FULL),)
+
+
+@pytest.mark.parametrize("node", [None, "/dev/null"])
+@pytest.mark.parametrize("below", ["/dev/nvme0n1", "/home/somebody/image"])
+def test_a_loop_device_that_cannot_be_asked(tmp_path: Path, node: str | None, below: str) -> None:
+    """Its node was removed, or the kernel has not let go of what is below yet. On a file, it is none of ours."""
+    loop = tmp_path / "block/loop3"
+    loop.mkdir(parents=True)
+    if node is not None:
+        (tmp_path / "loop3").symlink_to(node)
     assert backing.kernel_users(str(tmp_path), str(tmp_path), {FULL}) == ()
-    (tmp_path / "block/loop3/loop/backing_file").write_text("/dev/nvme0n1\n")
-    with pytest.raises(FileNotFoundError, match="loop3"):
-        backing.kernel_users(str(tmp_path), str(tmp_path), {FULL})
+    trees.write(loop / "loop", backing_file=below)
+    if below.startswith("/dev"):
+        with pytest.raises(OSError, match=r"loop3|Inappropriate ioctl"):
+            backing.kernel_users(str(tmp_path), str(tmp_path), {FULL})
+    else:
+        assert backing.kernel_users(str(tmp_path), str(tmp_path), {FULL}) == ()
