@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from . import bus, facts, initiator
@@ -19,14 +20,18 @@ def run(plans: list[Plan], strangers: list[Plan], rounds: int, timeout: float = 
     """Stage, use and unstage every planned volume again and again, each in a thread of its own.
 
     Meanwhile a stranger per entry of `strangers` mounts a namespace of a subsystem whenever it is there, and asks for
-    the subsystem to be disconnected. Returns what went wrong, and how often the strangers came to mount.
+    the subsystem to be disconnected. The callers go on until each stranger has come to mount, after all rounds still.
+    Returns what went wrong, and how often the strangers came to mount.
     """
+    until = time.monotonic() + timeout
     wrong: list[str] = []
     mounted = {plan["nqn"]: 0 for plan in strangers}
     ended = threading.Event()
 
     def caller(plan: Plan) -> None:
-        for number in range(rounds):
+        for number in count():
+            if number >= rounds and (all(mounted.values()) or wrong or time.monotonic() >= until):
+                break
             _one_round(plan, f"{plan['path']} {number}", wrong)
 
     def stranger(plan: Plan) -> None:
