@@ -149,7 +149,7 @@ def test_everybody_at_once(daemon: Daemon) -> None:
         {"nqn": nqn, "namespace": f"uuid.{target.namespace_uuid(nqn, 3)}", "path": f"/mnt/stranger-{number}"}
         for number, nqn in enumerate(NQNS[:2])
     ]
-    done = daemon.guest.call(load.run, plans, strangers, 5, timeout=240.0)
+    done = daemon.guest.call(load.run, plans, strangers, 5, timeout=900.0)
     assert done["wrong"] == []
     assert all(count > 0 for count in done["mounted"].values()), done
     for nqn in NQNS[:2]:

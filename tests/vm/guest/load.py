@@ -14,6 +14,9 @@ from . import bus, facts, initiator
 from .waiting import command
 
 Plan = dict[str, Any]
+# Seconds. How long they wait for each other on a busy machine is not what these tests are about.
+PATIENT = {"timeout": 600}
+REPLY = 660.0
 
 
 def run(plans: list[Plan], strangers: list[Plan], rounds: int, timeout: float = 240.0) -> dict[str, Any]:
@@ -37,7 +40,9 @@ def run(plans: list[Plan], strangers: list[Plan], rounds: int, timeout: float = 
     def stranger(plan: Plan) -> None:
         while not ended.is_set():
             mounted[plan["nqn"]] += _visit(plan, wrong)
-            reply = bus.call(bus.ROOT, bus.MANAGER, "Disconnect", "sa{sv}", [plan["nqn"], {}], label=plan["path"])
+            reply = bus.call(
+                bus.ROOT, bus.MANAGER, "Disconnect", "sa{sv}", [plan["nqn"], PATIENT], label=plan["path"], timeout=REPLY
+            )
             if reply["error"] not in ("", "org.nvmeofd1.Error.InUse"):
                 wrong.append(f"Disconnect {plan['nqn']}: {reply['error']}: {reply['message']}")
 
@@ -106,13 +111,13 @@ def _guarded(work: Callable[[], None], title: str, wrong: list[str]) -> Callable
 
 def _one_round(plan: Plan, mark: str, wrong: list[str]) -> None:
     path = plan["path"]
-    body = [plan["nqn"], plan["namespace"], plan["addresses"], path, {}]
-    reply = bus.call(bus.ROOT, bus.MANAGER, "Stage", "ssassa{sv}", body, label=path)
+    body = [plan["nqn"], plan["namespace"], plan["addresses"], path, PATIENT]
+    reply = bus.call(bus.ROOT, bus.MANAGER, "Stage", "ssassa{sv}", body, label=path, timeout=REPLY)
     if reply["error"]:
         wrong.append(f"Stage {mark}: {reply['error']}: {reply['message']}")
         return
     _use(path, mark)
-    reply = bus.call(bus.ROOT, bus.MANAGER, "Unstage", "sa{sv}", [path, {}], label=path)
+    reply = bus.call(bus.ROOT, bus.MANAGER, "Unstage", "sa{sv}", [path, PATIENT], label=path, timeout=REPLY)
     if reply["error"]:
         wrong.append(f"Unstage {mark}: {reply['error']}: {reply['message']}")
     if os.path.exists(path):
