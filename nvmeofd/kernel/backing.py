@@ -22,6 +22,7 @@ from nvmeofd.model import DeviceNumber
 
 _LOOP_GET_STATUS64 = 0x4C05  # include/uapi/linux/loop.h
 _LOOP_INFO64_SIZE = 232
+_NOT_TOLD = (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.ENOTCONN, errno.ESTALE)
 _LO_RDEVICE = struct.Struct("=16xQ")  # lo_device, lo_inode, lo_rdevice
 # How drivers name disks and their partitions. Anything else in /dev is a link, or a node that somebody made.
 _DISK = (
@@ -62,7 +63,9 @@ def _backing_device(path: str, loop: Directory) -> DeviceNumber | None:
             rdevice: int = _LO_RDEVICE.unpack_from(fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE)))[0]
         finally:
             os.close(fd)
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NOT_TOLD:
+            raise
         # Its node was removed; it is being set free, and may have something to write still; or it is a file on a
         # filesystem that does not answer, such as FUSE of another user.
         if (loop.read("backing_file") or "").startswith("/dev/"):

@@ -82,13 +82,30 @@ def open_exclusively(namespaces: Sequence[Namespace], dev: str) -> list[int]:
     return fds
 
 
-def write_back(fds: Sequence[int]) -> None:
-    """Write what is dirty in the page cache of these open devices. Raises OSError. Blocks.
+def write_back(fds: Sequence[int], partitions: Sequence[tuple[str, DeviceNumber]]) -> None:
+    """Write what is dirty in the page cache of these open disks, and of these partitions, which have one each. Blocks.
 
     Not fsync(2): that has the device empty its own cache as well, for which it needs a path even if nothing is dirty.
+
+    Raises:
+        DeviceChanged: a partition is not there any more.
+        OSError
     """
     for fd in fds:
         fcntl.ioctl(fd, _BLKFLSBUF, 0)
+    for path, number in partitions:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+                raise DeviceChanged(f"{path} is gone") from error
+            raise
+        try:
+            if block_number(os.fstat(fd)) != number:
+                raise DeviceChanged(f"{path} is another device")
+            fcntl.ioctl(fd, _BLKFLSBUF, 0)
+        finally:
+            os.close(fd)
 
 
 def close_all(fds: Sequence[int]) -> None:

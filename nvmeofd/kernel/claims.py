@@ -12,11 +12,12 @@ from nvmeofd.model import Namespace
 
 
 class _Claim:
-    def __init__(self, fds: Sequence[int]) -> None:
+    def __init__(self, fds: Sequence[int], namespaces: Sequence[Namespace], dev: str) -> None:
         self._fds = fds
+        self._partitions = [(f"{dev}/{one.name}", one.number) for whole in namespaces for one in whole.partitions]
 
     async def write_back(self) -> None:
-        await in_thread(lambda: write_back(self._fds), name="write back")
+        await in_thread(lambda: write_back(self._fds, self._partitions), name="write back")
 
 
 @asynccontextmanager
@@ -30,6 +31,6 @@ async def claim(namespaces: Sequence[Namespace], dev: str) -> AsyncIterator[Clai
     # One thread for all: what comes after the first device that blocks is of no interest, and there are few.
     fds = await in_thread(lambda: open_exclusively(wanted, dev), name="claim", dispose=close_all)
     try:
-        yield _Claim(fds)
+        yield _Claim(fds, wanted, dev)
     finally:
         await release(fds, "unclaim")

@@ -243,7 +243,8 @@ class Claim(Protocol):
         """Have what is dirty of them written, and wait for that.
 
         The kernel does so by itself for the last one who closes a device (bdev_release, block/bdev.c), and as long as
-        the claim is held nobody else is the last one. Without anything dirty it needs no path. Raises OSError.
+        the claim is held nobody else is the last one. Without anything dirty it needs no path. Raises OSError, and
+        DeviceChanged when a partition is not there any more.
         """
 
 

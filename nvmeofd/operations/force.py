@@ -81,6 +81,8 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
       claimed like the others if neither); holders, swap, binds of the device node, mounts of a partition, open files
       of the device (those of udev, which is held like everybody else, excepted).
 
+    Not written back, as the guard does: there is no path to write through, and what waits for one is given up here.
+
     Not checked: who works in the filesystem (files open in it, binds of it, copies of its mount in other mount
     namespaces), because that is what is given up here; and whether a path would have come back a moment later.
     """
@@ -93,7 +95,11 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
     mounted = find_mount(core.cache, subsystem, volume) is not None
     deletion: Deletion | None = None
     try:
-        own = find_namespace(subsystem, volume) if mounted or await _held_by_umount(core, volume) else None
+        own = (
+            find_namespace(subsystem, volume)
+            if mounted or await _held_by_umount(core, volume, in_doubt=False)
+            else None
+        )
         async with core.kernel.claim([namespace for namespace in subsystem.namespaces if namespace is not own]):
             scan = await scan_processes(core, subsystem)
             stop_if_used(openers(subsystem, scan, transient=False))
@@ -188,30 +194,35 @@ async def umount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
 async def still_unmounting(core: Core, volume: Volume) -> bool:
     """Whether the kernel has not ended the umount of the filesystem. What cannot be told counts as not ended."""
     try:
-        return await _held_by_umount(core, volume)
+        return await _held_by_umount(core, volume, in_doubt=True)
     except OSError:
         return True
 
 
-async def _held_by_umount(core: Core, volume: Volume) -> bool:
+async def _held_by_umount(core: Core, volume: Volume, *, in_doubt: bool) -> bool:
     """Whether the kernel still has the filesystem although nobody has it mounted. Raises OSError.
 
     umount(2) takes the mount away first and then writes what is left. When the daemon died meanwhile nobody waits for
-    that, and the claim is all there is to see of it.
+    that, and the claim is all there is to see of it. ``in_doubt`` is the answer when it is claimed, and whether
+    something else does that cannot be told.
     """
     subsystem = core.kernel.subsystem(volume.nqn)
     own = find_namespace(subsystem, volume)
-    if subsystem is None or own is None or volume.type is not VolumeType.FILESYSTEM or visible_users(core, [own]):
+    if subsystem is None or own is None or volume.type is not VolumeType.FILESYSTEM:
         return False
-    if any(swap.doubtful for swap in core.kernel.swaps()):
-        return False  # the claim may be of that
+    users = visible_users(core, [own])
+    if any(user.kind is not UserKind.CLAIM for user in users):
+        return False
+    doubtful = bool(users) or any(swap.doubtful for swap in core.kernel.swaps())
     try:
         try:
             async with core.kernel.claim([own]):
                 return False
         except ClaimBusy:
             scan = await scan_processes(core, replace(subsystem, namespaces=(own,)))
-            return not (scan.open_files or scan.foreign_mounts)
+            if scan.open_files or scan.foreign_mounts:
+                return False
+            return in_doubt if doubtful else True
     except DeviceChanged:
         return False
 

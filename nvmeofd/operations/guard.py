@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nvmeofd.errors import DisconnectFailed
-from nvmeofd.kernel.interface import ClaimBusy, CommandError, DeviceChanged, ForeignMount, ProcessScan
+from nvmeofd.kernel.interface import Claim, ClaimBusy, CommandError, DeviceChanged, ForeignMount, ProcessScan
 from nvmeofd.kernel.threads import outlast
 from nvmeofd.log import log, quoted
 from nvmeofd.model import Controller, DeviceNumber, Namespace, Step, Subsystem, User, UserKind
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 # How often the guard starts again because namespaces came and went or udev had a device open. Each round waits for
 # what disturbed the one before, so this many in a row means that something is wrong, and then nothing is disconnected.
 ROUNDS = 5
-# After so many seconds a look at the processes is too old to be decided on.
-STALE = 1.0
+# How often it looks at the processes again because what was to be written took longer than so many seconds.
+LOOKS = 3
+STALE = 0.1
 
 
 class StillUsed(Exception):
@@ -46,7 +47,6 @@ async def disconnect_unused(
         StillUsed: nothing was deleted.
         DisconnectFailed: a controller could not be deleted, or the namespaces keep changing.
     """
-    loop = asyncio.get_running_loop()
     for _ in range(ROUNDS):
         job.enter(Step.VERIFYING)
         subsystem = look(core, nqn)
@@ -56,15 +56,10 @@ async def disconnect_unused(
         deletion: Deletion | None = None
         try:
             async with core.kernel.claim(subsystem.namespaces) as claimed:
-                scan = await scan_processes(core, subsystem)
-                looked = loop.time()
-                stop_if_used(openers(subsystem, scan, transient=False))
-                # Whoever closed a device since it was claimed was not the last one, so nothing was written for him yet.
-                await claimed.write_back()
-                fresh = loop.time() - looked < STALE
+                scan = await _look_and_write(core, job, subsystem, claimed)
                 # From here to the deletion nothing is awaited: what is decided on is what is there.
                 again = look(core, nqn)
-                if again is not None and fresh and not scan.open_files and same_namespaces(subsystem, again):
+                if again is not None and not scan.open_files and same_namespaces(subsystem, again):
                     stop_if_used(visible_users(core, again.namespaces))
                     deletion = Deletion(core, job, nqn, tuple(choose(again)))
                     await deletion.run()
@@ -80,7 +75,7 @@ async def disconnect_unused(
         if deletion is not None:
             return deletion.outcome()
         try:
-            # a udev worker probes a device, a namespace just came, or there was much to be written: all that ends
+            # a udev worker probes a device, or a namespace just came: both end by themselves
             await core.kernel.settle()
         except CommandError as error:
             raise StillUsed([unreadable(nqn, error)]) from error
@@ -91,6 +86,24 @@ async def disconnect_unused(
         except OSError as error:
             raise StillUsed([unreadable(nqn, error)]) from error
     raise DisconnectFailed(f"the namespaces of {nqn} keep changing, try again later")
+
+
+async def _look_and_write(core: Core, job: Job, subsystem: Subsystem, claimed: Claim) -> ProcessScan:
+    """The processes as they are now, after what others wrote and closed was written. Raises StillUsed, OSError.
+
+    Whoever closed a device since it was claimed was not the last one, and whoever is closing one, with the kernel still
+    writing, has no file open any more: neither is to be seen, and what they wrote is to be waited for.
+    """
+    loop, looks = asyncio.get_running_loop(), 0
+    while True:
+        looks += 1
+        scan = await scan_processes(core, subsystem)
+        stop_if_used(openers(subsystem, scan, transient=False))
+        looked = loop.time()
+        job.enter(Step.VERIFYING, "writing back")
+        await claimed.write_back()
+        if looks == LOOKS or loop.time() - looked < STALE:
+            return scan
 
 
 class Deletion:

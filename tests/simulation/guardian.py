@@ -92,7 +92,7 @@ class Guardian:
         if head not in self._kernel.claims and not let_go:
             self._wrong(f"{what}, without a claim")
         forced = (job := JOB.get()) is not None and self._is_forced(job)
-        if 0 < head.unwritten < looks.get(PROCESSES, 0) and not forced:
+        if 0 < head.unwritten < looks.get(PROCESSES, 0) and not (forced and head.stuck):
             self._wrong(f"{what}, and what somebody wrote, and closed before the last look, is lost")
         for use in world.uses(head, but=self._kernel):
             if use.kind == "mount" and let_go:

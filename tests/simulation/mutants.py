@@ -170,7 +170,7 @@ MUTANTS = (
         "nothing is claimed",
         (
             Edit(GUARD, "async with core.kernel.claim(subsystem.namespaces) as claimed:", "if claimed := job:"),
-            Edit(GUARD, "                await claimed.write_back()\n", ""),
+            Edit("operations.guard:_look_and_write", "        await claimed.write_back()\n", ""),
         ),
         points(everywhere.as_it_is, UNSTAGE),
     ),
@@ -203,7 +203,11 @@ MUTANTS = (
         "open-files-ignored",
         "the guard does not look at who has a device open",
         (
-            Edit(GUARD, "                stop_if_used(openers(subsystem, scan, transient=False))\n", ""),
+            Edit(
+                "operations.guard:_look_and_write",
+                "        stop_if_used(openers(subsystem, scan, transient=False))\n",
+                "",
+            ),
             Edit(GUARD, "not scan.open_files and ", ""),
         ),
         points(everywhere.comers, UNSTAGE, "open"),
@@ -211,7 +215,7 @@ MUTANTS = (
     Mutant(
         "nothing-written-back",
         "what somebody wrote who closed the device after it was claimed goes with it",
-        (Edit(GUARD, "                await claimed.write_back()\n", ""),),
+        (Edit("operations.guard:_look_and_write", "        await claimed.write_back()\n", ""),),
         points(everywhere.leavers, DISCONNECT),
     ),
     Mutant(

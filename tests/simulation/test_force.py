@@ -10,7 +10,7 @@ import pytest
 from nvmeofd.config import Config
 from nvmeofd.errors import DisconnectFailed, InUse, InvalidArgument, NvmeofdError, Shared, Timeout, UnmountFailed
 from nvmeofd.model import VolumeState
-from nvmeofd.operations.force import still_unmounting
+from nvmeofd.operations.force import _held_by_umount, still_unmounting
 from tests.simulation.clock import run
 from tests.simulation.faults import FaultPlan
 from tests.simulation.harness import Died, Host
@@ -189,9 +189,11 @@ async def test_swap_that_cannot_be_told_is_not_taken_for_an_umount(host: Host) -
     volume = host.engine.volumes[PATH]
     cut(host)
     host.world.unmount(PATH, lazy=True)
-    assert not await still_unmounting(host.engine._core, volume)
+    core = host.engine._core
+    assert not await still_unmounting(core, volume)
     host.world.swapon(host.world.head(ONE, 1), nameless=True)
-    assert not await still_unmounting(host.engine._core, volume)
+    assert not await _held_by_umount(core, volume, in_doubt=False)
+    assert await still_unmounting(core, volume)
     host.world.swapoff(host.world.head(ONE, 1))
     assert await host.unstage(PATH) is True
 

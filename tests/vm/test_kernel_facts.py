@@ -173,10 +173,12 @@ class TestExclusiveClaim:
 
         assert write("first")
         kernel.call(initiator.hold_claim, device)
-        assert not write("later")
-        kernel.call(initiator.write_back, device)
-        assert written("later")
-        kernel.call(initiator.release_claims)
+        try:
+            assert not write("later")
+            kernel.call(initiator.write_back, device)
+            assert written("later")
+        finally:
+            kernel.call(initiator.release_claims)
 
     def test_block_bind_is_not_seen(self, kernel: Guest, device: str) -> None:
         kernel.call(users.block_bind, "raw", device, "/mnt/raw")

@@ -188,18 +188,18 @@ def test_an_export_of_a_disk_whose_node_was_removed(tmp_path: Path) -> None:
     assert backing.kernel_users(str(tmp_path), "/dev", {FULL}) == (OpenFile(0, "nvmet nqn.x", FULL),)
 
 
-@pytest.mark.parametrize("node", [None, "/dev/null"])
 @pytest.mark.parametrize("below", ["/dev/nvme0n1", "/home/somebody/image"])
-def test_a_loop_device_that_cannot_be_asked(tmp_path: Path, node: str | None, below: str) -> None:
+def test_a_loop_device_that_cannot_be_asked(tmp_path: Path, below: str) -> None:
     """Its node was removed, or the kernel has not let go of what is below yet. On a file, it is none of ours."""
     loop = tmp_path / "block/loop3"
     loop.mkdir(parents=True)
-    if node is not None:
-        (tmp_path / "loop3").symlink_to(node)
     assert backing.kernel_users(str(tmp_path), str(tmp_path), {FULL}) == ()
     trees.write(loop / "loop", backing_file=below)
     if below.startswith("/dev"):
-        with pytest.raises(OSError, match=r"loop3|Inappropriate ioctl"):
+        with pytest.raises(FileNotFoundError, match="loop3"):
             backing.kernel_users(str(tmp_path), str(tmp_path), {FULL})
     else:
         assert backing.kernel_users(str(tmp_path), str(tmp_path), {FULL}) == ()
+    (tmp_path / "loop3").symlink_to("/dev/null")  # what else goes wrong says nothing about what is below
+    with pytest.raises(OSError, match="Inappropriate ioctl"):
+        backing.kernel_users(str(tmp_path), str(tmp_path), {FULL})
