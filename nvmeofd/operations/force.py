@@ -95,11 +95,8 @@ async def _decide(core: Core, job: Job, volume: Volume) -> Deletion | None:
     mounted = find_mount(core.cache, subsystem, volume) is not None
     deletion: Deletion | None = None
     try:
-        own = (
-            find_namespace(subsystem, volume)
-            if mounted or await _held_by_umount(core, volume, in_doubt=False)
-            else None
-        )
+        held = mounted or await _held_by_umount(core, volume, in_doubt=False)
+        own = find_namespace(subsystem, volume) if held else None
         async with core.kernel.claim([namespace for namespace in subsystem.namespaces if namespace is not own]):
             scan = await scan_processes(core, subsystem)
             stop_if_used(openers(subsystem, scan, transient=False))

@@ -89,7 +89,9 @@ async def disconnect_unused(
 
 
 async def _look_and_write(core: Core, job: Job, subsystem: Subsystem, claimed: Claim) -> ProcessScan:
-    """The processes as they are now, after what others wrote and closed was written. Raises StillUsed, OSError.
+    """The processes as they are now, after what others wrote and closed was written.
+
+    Raises StillUsed, DeviceChanged, OSError.
 
     Whoever closed a device since it was claimed was not the last one, and whoever is closing one, with the kernel still
     writing, has no file open any more: neither is to be seen, and what they wrote is to be waited for.
