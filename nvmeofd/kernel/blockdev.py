@@ -30,18 +30,23 @@ def open_device(namespace: Namespace, path: str, flags: int = 0) -> int:
         DeviceChanged: there is no such device any more, or it is another one.
         OSError
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-            raise DeviceChanged(f"{path} is gone") from error
-        raise
+    fd = _open(path, flags)
     try:
         check_device(namespace, fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _open(path: str, flags: int = 0) -> int:
+    """Raises DeviceChanged when there is no such device any more, OSError."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+            raise DeviceChanged(f"{path} is gone") from error
+        raise
 
 
 def check_device(namespace: Namespace, fd: int) -> None:
@@ -94,12 +99,7 @@ def write_back(fds: Sequence[int], partitions: Sequence[tuple[str, DeviceNumber]
     for fd in fds:
         fcntl.ioctl(fd, _BLKFLSBUF, 0)
     for path, number in partitions:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-                raise DeviceChanged(f"{path} is gone") from error
-            raise
+        fd = _open(path)
         try:
             if block_number(os.fstat(fd)) != number:
                 raise DeviceChanged(f"{path} is another device")

@@ -11,8 +11,8 @@ from .host import cache_dir, digest, locked, qemu_version, say, tool
 
 TCG = "tcg"
 # What Debian needs and little more. `max` costs a third: the guest then uses wide vectors, five-level page tables and
-# protections that hardware has for nothing, and each of them is emulated. With svm
-# the guest would load kvm.
+# protections that hardware has for nothing, and each of them is emulated. With svm the
+# guest would load kvm.
 TCG_MODEL = "qemu64,-svm,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16"
 PROBE_SECONDS = 20
 PROBE_MARK = "Kernel panic - not syncing: VFS: Unable to mount root"
