@@ -9,6 +9,7 @@ import socket
 from dataclasses import replace
 
 from nvmeofd.addresses import Address, Transport, normal_ip
+from nvmeofd.kernel.attributes import Gone, open_directory
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters
 from nvmeofd.kernel.probe import probe
 from nvmeofd.kernel.threads import in_thread
@@ -86,14 +87,19 @@ def build_options(parameters: ConnectParameters) -> dict[str, str | None]:
 class Fabrics:
     """The character device that makes controllers."""
 
-    def __init__(self, dev: str) -> None:
+    def __init__(self, dev: str, sys: str) -> None:
         self._path = f"{dev}/nvme-fabrics"
+        self._controllers = f"{sys}/class/nvme"
         self._options: frozenset[str] | None = None
 
-    async def connect(self, parameters: ConnectParameters) -> str:
-        """Connect one path and return the controller's name. Raises ConnectError.
+    async def connect(self, parameters: ConnectParameters) -> int:
+        """Connect one path and return the controller's instance.
 
         Cancelled while the kernel works on it, it returns normally if the connection came about.
+
+        Raises:
+            ConnectError: there is no connection.
+            OSError: there may be one.
         """
         address = parameters.address
         text = await in_thread(lambda: self._checked(parameters), name=f"look at {self._path}")
@@ -119,27 +125,34 @@ class Fabrics:
             raise ConnectError(errno.EINVAL, f"this kernel does not know the option {min(unknown)}")
         return text
 
-    def _connect(self, text: str) -> str:
+    def _connect(self, text: str) -> int:
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise _open_error(error) from error
         try:
-            return self._create(fd, text)
+            try:
+                os.write(fd, text.encode())
+            except OSError as error:
+                raise _connect_error(error) from error
+            # The open file keeps the controller, and that its name (nvmf_dev_release, drivers/nvme/host/fabrics.c;
+            # nvme_free_ctrl, core.c). Deleted by somebody it is not in sysfs any more, but no other one can be there
+            # under this name before the file is closed.
+            return self._instance(os.read(fd, 4096).decode())
         finally:
             os.close(fd)
 
-    @staticmethod
-    def _create(fd: int, text: str) -> str:
-        try:
-            os.write(fd, text.encode())
-        except OSError as error:
-            raise _connect_error(error) from error
-        answer = os.read(fd, 4096).decode()
+    def _instance(self, answer: str) -> int:
+        """The instance of the controller that the kernel speaks of. Raises ConnectError when it is gone; OSError."""
         match = re.match(r"instance=(\d+),cntlid=\d+", answer)
         if match is None:
-            raise ConnectError(errno.EPROTO, f"connected, but the kernel answered {answer[:64]!r}")
-        return f"nvme{match[1]}"
+            raise OSError(errno.EPROTO, f"connected, but the kernel answered {answer[:64]!r}")
+        name = f"nvme{match[1]}"
+        try:
+            with open_directory(f"{self._controllers}/{name}") as directory:
+                return directory.instance
+        except Gone as error:
+            raise ConnectError(errno.ENODEV, f"{name} was connected and vanished at once") from error
 
     def _supported(self) -> frozenset[str]:
         # Once: reading them waits for a connect that is under way (nvmf_dev_show() takes nvmf_dev_mutex).

@@ -30,7 +30,7 @@ class KernelError(Exception):
 
 
 class ConnectError(KernelError):
-    """The write to /dev/nvme-fabrics failed; ``errno`` is the diagnosis."""
+    """There is no connection; ``errno`` is the diagnosis."""
 
     def __init__(self, errno: int, reason: str) -> None:
         super().__init__(reason)
@@ -311,11 +311,15 @@ class Kernel(Protocol):
     async def resolve(self, address: Address) -> tuple[Address, ...]:
         """The addresses behind a host name, in the resolver's order, at least one. Raises ConnectError."""
 
-    async def connect(self, parameters: ConnectParameters) -> str:
-        """Connect one path and return the controller's name. Raises ConnectError (EALREADY included).
+    async def connect(self, parameters: ConnectParameters) -> int:
+        """Connect one path and return the instance of its controller, which may be gone by then.
 
-        Cancelled, it returns the name all the same if it is known; what the kernel said else is the cause of the
+        Cancelled, it returns that all the same if it is known; what was to be raised else is the cause of the
         CancelledError.
+
+        Raises:
+            ConnectError: it did not come about (EALREADY included), or has come to its end already.
+            OSError: it may have come about; as which controller is not known.
         """
 
     async def delete_controller(self, controller: Controller) -> None:

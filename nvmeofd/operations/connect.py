@@ -169,34 +169,31 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
         core.ownership.not_connected(request.nqn)
         raise
     try:
-        name = await core.kernel.connect(parameters)
+        instance = await core.kernel.connect(parameters)
     except ConnectError as error:
+        core.ownership.not_connected(request.nqn)
         if error.errno != errno.EALREADY:
-            core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
             raise
         # somebody was faster; fine, unless it was done for another host identity
-        core.ownership.not_connected(request.nqn)
         _require_host(core, request.nqn, address, host, error)
         return
     except OSError as error:
         core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
         raise ConnectError(error.errno or errno.EIO, str(error)) from error
     except asyncio.CancelledError as error:
-        said = error.__cause__
-        if isinstance(said, ConnectError | OSError) and said.errno != errno.EALREADY:
-            # the kernel ended with an error, perhaps after it had connected
+        if isinstance(error.__cause__, OSError):
             core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
         else:
             core.ownership.not_connected(request.nqn)
         raise
     # From here on it is connected. Until that is written down the intent stays, and tells whose it is.
     after = core.kernel.subsystem(request.nqn)
-    controller = next((c for c in after.controllers if c.name == name), None) if after else None
+    controller = next((c for c in after.controllers if c.instance == instance), None) if after else None
     if controller is None:
         core.ownership.not_connected(request.nqn)
-        raise ConnectError(errno.ENODEV, f"{name} was connected and vanished at once")
+        raise ConnectError(errno.ENODEV, "it was connected and vanished at once")
     core.ownership.connected(controller)
-    log.info("%s: connected %s as %s", job, address, name)
+    log.info("%s: connected %s as %s", job, address, controller.name)
     job.checkpoint()
 
 

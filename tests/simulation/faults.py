@@ -279,8 +279,8 @@ _CONNECT = (
     errno.EINTR,
     *_RESOURCES,
 )
-# what connect() says when the connection came about all the same
-_CONNECT_AFTER = (errno.EPROTO, errno.EINTR)
+# of connect() when the connection came about, and its answer could not be read
+_CONNECT_AFTER = (errno.EPROTO, errno.EIO, *_RESOURCES)
 _TOOLS = frozenset({"settle", "probe", "mount", "bind_device", "unmount", "wipe"})
 # Everything that acts on a device refuses another incarnation of it.
 _VERIFYING = frozenset({"rescan", "claim", "lock_device", "wipe", "mount", "bind_device", "verify"})
@@ -298,7 +298,8 @@ def errors_of(call: str, *, after: bool = False) -> list[Exception]:
     if call == "resolve":
         found.append(ConnectError(errno.EHOSTUNREACH, "simulated failure to resolve"))
     elif call == "connect":
-        found += [ConnectError(number, os.strerror(number)) for number in (_CONNECT_AFTER if after else _CONNECT)]
+        kind, numbers = (OSError, _CONNECT_AFTER) if after else (ConnectError, _CONNECT)
+        found += [kind(number, os.strerror(number)) for number in numbers]
     if call in _TOOLS or call.endswith("_filesystem"):
         found += [CommandError(call, status, "simulated failure") for status in (1, 127, -9)]
     if call == "claim" and not after:

@@ -96,8 +96,8 @@ class SimKernel(SimReads):
 
         return await self.call("resolve", effect, detail=str(address))
 
-    async def connect(self, parameters: ConnectParameters) -> str:
-        def effect() -> str:
+    async def connect(self, parameters: ConnectParameters) -> int:
+        def effect() -> int:
             try:
                 controller = self.world.fabric.connect(
                     parameters.nqn,
@@ -108,7 +108,7 @@ class SimKernel(SimReads):
                 )
             except OSError as error:
                 raise ConnectError(error.errno or 0, error.strerror or "") from error
-            return controller.name
+            return controller.instance
 
         return await self.call("connect", effect, detail=f"{parameters.nqn} {parameters.address}", keeps_result=True)
 

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from nvmeofd.errors import AuthenticationFailed, ConnectFailed, InvalidArgument, NamespaceNotFound
+from nvmeofd.errors import AuthenticationFailed, Cancelled, ConnectFailed, InvalidArgument, NamespaceNotFound
 from nvmeofd.kernel.interface import ConnectError
 from tests.simulation.harness import Host
 from tests.simulation.setting import A1, A2, EXT4, ONE, PATHS, simulated
@@ -61,6 +61,45 @@ async def test_host_without_an_identity(host: Host) -> None:
     with pytest.raises(InvalidArgument, match="hostnqn"):
         await host.stage(ONE, EXT4, PATHS, PATH)
     assert not host.world.connected(ONE)
+
+
+@simulated()
+async def test_somebody_has_the_name_by_the_time_that_the_answer_is_read(host: Host) -> None:
+    """Deleted by others the moment it was connected, and connected by them anew: that one is not the daemon's."""
+    gate = host.kernel.faults.hang("connect", after=True)
+    stage = asyncio.ensure_future(host.stage(ONE, EXT4, PATHS[:1], PATH))
+    await host.quiesce(1)
+    (first,) = host.world.fabric.controllers()
+    host.world.disconnect(ONE)
+    second = host.world.connect(ONE, A1)
+    assert second.name == first.name
+    gate.release()
+    await stage
+    assert await host.unstage(PATH) is False
+    await host.quiesce(5)
+    assert host.world.fabric.controllers() == [second]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+@simulated()
+async def test_somebody_connects_while_the_daemon_cannot(host: Host, cancelled: bool) -> None:
+    """What failed for certain has made no controller, so what is there now is not the daemon's."""
+    gate = host.kernel.faults.hang("connect")
+    host.kernel.faults.fail("connect", ConnectError(errno.ETIMEDOUT, "no answer"))
+    stage = asyncio.ensure_future(host.stage(ONE, EXT4, PATHS[:1], PATH))
+    await host.quiesce(1)
+    theirs = host.world.connect(ONE, A1)
+    if cancelled:
+        next(iter(host.engine.jobs.values())).cancel()
+    gate.release()
+    if cancelled:
+        with pytest.raises(Cancelled):
+            await stage
+    else:
+        await stage
+        assert await host.unstage(PATH) is False
+    await host.quiesce(5)
+    assert host.world.fabric.controllers() == [theirs]
 
 
 @simulated()

@@ -8,7 +8,6 @@ import errno
 import pytest
 
 from nvmeofd.errors import Cancelled, Failed, MountFailed, NvmeofdError, WrongFilesystem
-from nvmeofd.kernel.interface import ConnectError
 from tests.simulation.faults import EventFaults
 from tests.simulation.harness import Died, Host
 from tests.simulation.setting import EXT4, FILE, ONE, PATHS, XFS, simulated
@@ -78,7 +77,7 @@ async def test_mounted_back_after_a_stage_that_could_not_be_undone(host: Host) -
 async def test_connected_after_all_although_it_was_cancelled(host: Host) -> None:
     """What the kernel answered at the end is lost with the cancellation."""
     host.kernel.faults.hook("connect", lambda: next(iter(host.engine.jobs.values())).cancel())
-    host.kernel.faults.fail("connect", ConnectError(errno.EPROTO, "simulated"), after=True)
+    host.kernel.faults.fail("connect", OSError(errno.EPROTO, "simulated"), after=True)
     with pytest.raises(Cancelled):
         await host.stage(ONE, EXT4, PATHS, PATH)
     assert not host.world.connected(ONE)

@@ -126,7 +126,7 @@ class TestNoPath:
             daemon.finish(serial)
         mend(guest)
         guest.call(service.wait_gone, NQN, timeout=RETURN)
-        assert daemon.unstage(PATH) is True
+        assert content(daemon, EXT4, "late") == ["late"]
 
     def test_stage(self, daemon: Daemon) -> None:
         """A second volume of a subsystem whose paths are lost."""

@@ -212,6 +212,16 @@ def test_claimed_device_cannot_be_mounted_but_deleted(kernel: Guest) -> None:
     assert kernel.run("ls /dev | grep -c nvme.n", check=False).out.strip() == "0"
 
 
+def test_name_is_not_given_out_again_while_what_made_it_is_open(kernel: Guest) -> None:
+    """So what sysfs has under the name that the kernel answered is that controller, or nothing."""
+    (first, second), there = kernel.call(initiator.names_while_open, NQN, "127.0.0.1")
+    assert first != second
+    assert not there
+    kernel.call(initiator.disconnect, NQN, timeout=30.0)
+    assert kernel.call(initiator.connect, NQN, "127.0.0.1") == first, "closed it is free again"
+    kernel.call(initiator.disconnect, NQN, timeout=30.0)
+
+
 def test_mount_table_tells_changes_by_poll(kernel: Guest, device: str) -> None:
     kernel.call(users.make_filesystem, device)
     kernel.call(events.open_table, "facts")

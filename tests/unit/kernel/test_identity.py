@@ -413,7 +413,7 @@ def test_connection_as_another_host(
 ) -> None:
     trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys0"), "nvme0", **attributes)
 
-    async def refuse(*_: object) -> str:
+    async def refuse(*_: object) -> int:
         raise ConnectError(number, "no")
 
     monkeypatch.setattr(Fabrics, "connect", refuse)

@@ -64,15 +64,42 @@ def test_options_of_a_connection() -> None:
 def test_an_option_that_the_kernel_does_not_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nvme-fabrics").write_text(LISTED)
     with pytest.raises(ConnectError, match="data_digest") as caught:
-        asyncio.run(fabrics.Fabrics(str(tmp_path)).connect(parameters(data_digest=True)))
+        asyncio.run(fabrics.Fabrics(str(tmp_path), "/sys").connect(parameters(data_digest=True)))
     assert caught.value.errno == errno.EINVAL
     assert (tmp_path / "nvme-fabrics").read_text() == LISTED, "nothing was written"
 
 
 def test_without_the_module(tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="nvme_fabrics") as caught:
-        asyncio.run(fabrics.Fabrics(str(tmp_path)).connect(parameters()))
+        asyncio.run(fabrics.Fabrics(str(tmp_path), "/sys").connect(parameters()))
     assert caught.value.errno == errno.ENOENT
+
+
+def answering(root: Path, answer: str) -> fabrics.Fabrics:
+    """A device that takes a connection without an address, and has this to say of it."""
+    options = fabrics.build_options(parameters("loop://"))
+    listed = ",".join(f"{name}=%s" for name in options)
+    written = ",".join(f"{name}={value}" for name, value in options.items())
+    (root / "nvme-fabrics").write_text(f"{listed},".ljust(len(written), ",") + answer)
+    return fabrics.Fabrics(str(root), str(root))
+
+
+def test_connected_controller_is_known_by_its_instance(tmp_path: Path) -> None:
+    device = trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys0"), "nvme7")
+    found = asyncio.run(answering(tmp_path, "instance=7,cntlid=1\n").connect(parameters("loop://")))
+    assert found == device.stat().st_ino
+
+
+def test_connected_and_gone_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="nvme7") as caught:
+        asyncio.run(answering(tmp_path, "instance=7,cntlid=1\n").connect(parameters("loop://")))
+    assert caught.value.errno == errno.ENODEV
+
+
+def test_connected_as_what_cannot_be_told(tmp_path: Path) -> None:
+    """Not a ConnectError: somebody has to look for it."""
+    with pytest.raises(OSError, match="cntlid"):
+        asyncio.run(answering(tmp_path, "cntlid=1\n").connect(parameters("loop://")))
 
 
 def test_reasons() -> None:

@@ -25,16 +25,36 @@ def host_id() -> str:
 
 def connect(nqn: str, address: str = "127.0.0.1", service: int = 4420, options: str = "", host: str = "") -> str:
     """Connect one path by writing to /dev/nvme-fabrics. Returns the controller's name; an OSError carries the errno."""
+    fd, name = _connect(nqn, address, service, options, host)
+    os.close(fd)
+    return name
+
+
+def _connect(nqn: str, address: str, service: int = 4420, options: str = "", host: str = "") -> tuple[int, str]:
     line = f"nqn={nqn},transport=tcp,traddr={address},trsvcid={service}"
     line += f",hostnqn={host or host_nqn()},hostid={host_id()}{',' if options else ''}{options}"
     fd = os.open("/dev/nvme-fabrics", os.O_RDWR | os.O_CLOEXEC)
     try:
         os.write(fd, line.encode())
         answer = os.read(fd, 4096).decode()
+    except OSError:
+        os.close(fd)
+        raise
+    fields = dict(part.strip().split("=", 1) for part in answer.split(",") if "=" in part)
+    return fd, f"nvme{fields['instance']}"
+
+
+def names_while_open(nqn: str, address: str) -> tuple[list[str], bool]:
+    """Connect, delete the controller, and connect again, with what made the first one open. Returns both names, and
+    whether the first one was in sysfs in the end.
+    """
+    fd, first = _connect(nqn, address)
+    try:
+        delete_controller(first)
+        second = connect(nqn, address)
+        return [first, second], Path(f"/sys/class/nvme/{first}").exists()
     finally:
         os.close(fd)
-    fields = dict(part.strip().split("=", 1) for part in answer.split(",") if "=" in part)
-    return f"nvme{fields['instance']}"
 
 
 def known_options() -> str:
