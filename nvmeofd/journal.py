@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from nvmeofd.addresses import Address, Transport
 from nvmeofd.log import log, quoted
-from nvmeofd.model import DeviceNumber, VolumeState, VolumeType
+from nvmeofd.model import ControllerId, DeviceNumber, VolumeState, VolumeType
 from nvmeofd.operations.volumes import Volume
 
 VERSION = 1
@@ -53,14 +53,6 @@ class VolumeRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnedController:
-    """A controller that this daemon connected (or deletes); see Controller.instance for what identifies it."""
-
-    name: str
-    instance: int
-
-
-@dataclass(frozen=True, slots=True)
 class ConnectIntent:
     """A connection about to be made, and the controllers of the subsystem that were there before it."""
 
@@ -74,10 +66,10 @@ class SubsystemRecord:
     """What this daemon has connected of one subsystem, or is disconnecting."""
 
     nqn: str
-    controllers: tuple[OwnedController, ...] = ()
+    controllers: tuple[ControllerId, ...] = ()
     intent: ConnectIntent | None = None
     keep: bool = False  # an Unstage asked to keep it connected
-    leaving: tuple[OwnedController, ...] = ()  # those that a Disconnect is at work on, whoever connected them
+    leaving: tuple[ControllerId, ...] = ()  # those that a Disconnect is at work on, whoever connected them
 
     @property
     def empty(self) -> bool:
@@ -147,6 +139,7 @@ class Journal:
         self.volumes: dict[str, VolumeRecord] = {}
         self.subsystems: dict[str, SubsystemRecord] = {}
         self.formats: dict[str, FormatRecord] = {}
+        self._unwritten: set[str] = set()  # NQNs of the subsystems whose file is not what is known
 
     def load(self) -> None:
         """Read everything. A file that makes no sense is logged and left alone. Raises OSError."""
@@ -190,10 +183,17 @@ class Journal:
                 self.put_volume(record)
             else:
                 self.subsystems[record.nqn] = record
+                self._unwritten.add(record.nqn)
                 self.put_subsystem(record)
         except OSError as error:
             name = record.staging_path if isinstance(record, VolumeRecord) else record.nqn
             log.warning("cannot write the record of %s: %s", quoted(name), error)
+
+    def write_again(self) -> bool:
+        """Try to write the records of subsystems that could only be remembered. Returns whether none is left."""
+        for nqn in list(self._unwritten):
+            self.remember(self.subsystems[nqn])
+        return not self._unwritten
 
     def set_phase(self, staging_path: str, phase: Phase) -> None:
         """Raises OSError."""
@@ -212,6 +212,7 @@ class Journal:
         else:
             self._write("subsystem", record.nqn, record)
             self.subsystems[record.nqn] = record
+        self._unwritten.discard(record.nqn)
 
     def put_format(self, record: FormatRecord) -> None:
         """Raises OSError."""
@@ -278,10 +279,10 @@ def _subsystem_record(data: dict[str, Any]) -> SubsystemRecord:
     intent = data["intent"]
     return SubsystemRecord(
         nqn=str(data["nqn"]),
-        controllers=tuple(OwnedController(**c) for c in data["controllers"]),
+        controllers=tuple(ControllerId(**c) for c in data["controllers"]),
         intent=None
         if intent is None
         else ConnectIntent(_address(intent["address"]), intent["host_nqn"], tuple(intent["known"])),
         keep=bool(data["keep"]),
-        leaving=tuple(OwnedController(**c) for c in data.get("leaving", ())),
+        leaving=tuple(ControllerId(**c) for c in data.get("leaving", ())),
     )

@@ -158,12 +158,20 @@ class HostIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class Controller:
-    """One controller (path) of a subsystem as sysfs shows it.
+class ControllerId:
+    """Which controller it is, from its connection to its end.
 
     ``instance`` is the inode number of its sysfs directory. kernfs never reuses one within a boot (fs/kernfs/dir.c,
     __kernfs_new_node), so together with the name it tells this incarnation from a later controller of the same name.
     """
+
+    name: str
+    instance: int
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """One controller (path) of a subsystem as sysfs shows it. For ``instance`` see ControllerId."""
 
     name: str
     instance: int
@@ -176,6 +184,10 @@ class Controller:
     state: str
     host_nqn: str
     host_id: str
+
+    @property
+    def id(self) -> ControllerId:
+        return ControllerId(self.name, self.instance)
 
     @property
     def live(self) -> bool:

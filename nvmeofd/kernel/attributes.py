@@ -135,6 +135,16 @@ def exists(path: str) -> bool:
     return True
 
 
+def instance_at(path: str) -> int:
+    """What tells the device at ``path`` from others of its name, see ControllerId. Raises Gone, OSError."""
+    try:
+        return os.stat(path).st_ino  # of the directory: symbolic links are followed
+    except OSError as error:
+        if error.errno in GONE:
+            raise Gone(path) from error
+        raise
+
+
 def number_at(path: str) -> DeviceNumber:
     """The device number of the device at ``path``. Raises Gone, OSError."""
     with open_directory(path) as directory:

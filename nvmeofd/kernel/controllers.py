@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 
-from nvmeofd.kernel.attributes import GONE, Gone, open_directory
+from nvmeofd.kernel.attributes import GONE, Gone, instance_at, open_directory, present
 from nvmeofd.kernel.interface import DeviceChanged
 from nvmeofd.kernel.threads import in_thread
 from nvmeofd.kernel.uevents import DeviceMonitor
-from nvmeofd.model import Controller
+from nvmeofd.model import Controller, ControllerId
 
 
 class Controllers:
@@ -17,6 +17,15 @@ class Controllers:
 
     def __init__(self, sys: str) -> None:
         self._root = f"{sys}/class/nvme"
+
+    def all(self) -> frozenset[ControllerId]:
+        """Every controller, local ones too. Raises OSError."""
+        try:
+            names = os.listdir(self._root)
+        except FileNotFoundError:  # nvme_core is not loaded
+            return frozenset()
+        found = ((name, present(instance_at, f"{self._root}/{name}")) for name in names)
+        return frozenset(ControllerId(name, instance) for name, instance in found if instance is not None)
 
     async def rescan(self, controller: Controller) -> None:
         """Have the namespaces scanned again; the scan itself goes on in the kernel. Raises OSError, DeviceChanged."""
@@ -49,11 +58,7 @@ class Controllers:
 
     def _exists(self, controller: Controller) -> bool:
         """Whether this very controller is still there. Raises OSError."""
-        try:
-            with open_directory(f"{self._root}/{controller.name}") as directory:
-                return directory.instance == controller.instance
-        except Gone:
-            return False
+        return present(instance_at, f"{self._root}/{controller.name}") == controller.instance
 
     def _write(self, controller: Controller, attribute: str, value: str = "1") -> bool:
         """Write to an attribute of this very controller. False when it is gone. Raises OSError."""

@@ -9,10 +9,11 @@ import socket
 from dataclasses import replace
 
 from nvmeofd.addresses import Address, Transport, normal_ip
-from nvmeofd.kernel.attributes import Gone, open_directory
+from nvmeofd.kernel.attributes import Gone, instance_at
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters
 from nvmeofd.kernel.probe import probe
-from nvmeofd.kernel.threads import in_thread
+from nvmeofd.kernel.threads import CannotStart, in_thread
+from nvmeofd.model import ControllerId
 
 
 def parse_options(text: str) -> frozenset[str]:
@@ -92,8 +93,8 @@ class Fabrics:
         self._controllers = f"{sys}/class/nvme"
         self._options: frozenset[str] | None = None
 
-    async def connect(self, parameters: ConnectParameters) -> int:
-        """Connect one path and return the controller's instance.
+    async def connect(self, parameters: ConnectParameters) -> ControllerId:
+        """Connect one path and return its controller.
 
         Cancelled while the kernel works on it, it returns normally if the connection came about.
 
@@ -102,13 +103,16 @@ class Fabrics:
             OSError: there may be one.
         """
         address = parameters.address
-        text = await in_thread(lambda: self._checked(parameters), name=f"look at {self._path}")
-        if address.transport is Transport.TCP:
-            try:
-                await probe(address)
-            except OSError as error:
-                raise _connect_error(error) from error
-        return await in_thread(lambda: self._connect(text), name=f"connect {address}", keep_result=True)
+        try:
+            text = await in_thread(lambda: self._checked(parameters), name=f"look at {self._path}")
+            if address.transport is Transport.TCP:
+                try:
+                    await probe(address)
+                except OSError as error:
+                    raise _connect_error(error) from error
+            return await in_thread(lambda: self._connect(text), name=f"connect {address}", keep_result=True)
+        except CannotStart as error:
+            raise ConnectError(errno.EAGAIN, str(error.strerror)) from error
 
     def _checked(self, parameters: ConnectParameters) -> str:
         """What is to be written. Raises ConnectError."""
@@ -125,7 +129,7 @@ class Fabrics:
             raise ConnectError(errno.EINVAL, f"this kernel does not know the option {min(unknown)}")
         return text
 
-    def _connect(self, text: str) -> int:
+    def _connect(self, text: str) -> ControllerId:
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -138,19 +142,18 @@ class Fabrics:
             # The open file keeps the controller, and that its name (nvmf_dev_release, drivers/nvme/host/fabrics.c;
             # nvme_free_ctrl, core.c). Deleted by somebody it is not in sysfs any more, but no other one can be there
             # under this name before the file is closed.
-            return self._instance(os.read(fd, 4096).decode())
+            return self._connected(os.read(fd, 4096).decode("ascii", "replace"))
         finally:
             os.close(fd)
 
-    def _instance(self, answer: str) -> int:
-        """The instance of the controller that the kernel speaks of. Raises ConnectError when it is gone; OSError."""
+    def _connected(self, answer: str) -> ControllerId:
+        """The controller that the kernel speaks of. Raises ConnectError when it is gone; OSError."""
         match = re.match(r"instance=(\d+),cntlid=\d+", answer)
         if match is None:
             raise OSError(errno.EPROTO, f"connected, but the kernel answered {answer[:64]!r}")
         name = f"nvme{match[1]}"
         try:
-            with open_directory(f"{self._controllers}/{name}") as directory:
-                return directory.instance
+            return ControllerId(name, instance_at(f"{self._controllers}/{name}"))
         except Gone as error:
             raise ConnectError(errno.ENODEV, f"{name} was connected and vanished at once") from error
 

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from nvmeofd.addresses import Address
 from nvmeofd.log import quoted
-from nvmeofd.model import Controller, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
+from nvmeofd.model import Controller, ControllerId, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
 
 
 class KernelError(Exception):
@@ -311,8 +311,8 @@ class Kernel(Protocol):
     async def resolve(self, address: Address) -> tuple[Address, ...]:
         """The addresses behind a host name, in the resolver's order, at least one. Raises ConnectError."""
 
-    async def connect(self, parameters: ConnectParameters) -> int:
-        """Connect one path and return the instance of its controller, which may be gone by then.
+    async def connect(self, parameters: ConnectParameters) -> ControllerId:
+        """Connect one path and return its controller. That may be gone by then, and may not be in the subsystem.
 
         Cancelled, it returns that all the same if it is known; what was to be raised else is the cause of the
         CancelledError.
@@ -320,6 +320,13 @@ class Kernel(Protocol):
         Raises:
             ConnectError: it did not come about (EALREADY included), or has come to its end already.
             OSError: it may have come about; as which controller is not known.
+        """
+
+    def controllers(self) -> frozenset[ControllerId]:
+        """Every NVMe controller of the host, local ones too, whether or not it is in a subsystem yet. Raises OSError.
+
+        One that is being connected has not told its subsystem yet. With FC that can take long: the write returns, and
+        the kernel goes on trying (nvme_fc_init_ctrl, drivers/nvme/host/fc.c).
         """
 
     async def delete_controller(self, controller: Controller) -> None:

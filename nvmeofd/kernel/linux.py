@@ -28,7 +28,7 @@ from nvmeofd.kernel.registry import Registry
 from nvmeofd.kernel.roots import Roots
 from nvmeofd.kernel.sysfs import Sysfs
 from nvmeofd.kernel.threads import in_thread
-from nvmeofd.model import Controller, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
+from nvmeofd.model import Controller, ControllerId, DeviceNumber, HostIdentity, Namespace, Subsystem, VolumeType
 
 
 class LinuxKernel:
@@ -116,7 +116,7 @@ class LinuxKernel:
     async def resolve(self, address: Address) -> tuple[Address, ...]:
         return await fabrics.resolve(address)
 
-    async def connect(self, parameters: ConnectParameters) -> int:
+    async def connect(self, parameters: ConnectParameters) -> ControllerId:
         try:
             return await self._fabrics.connect(parameters)
         except ConnectError as error:
@@ -124,6 +124,9 @@ class LinuxKernel:
             if clash:
                 raise ConnectError(errno.EINVAL, f"{clash} ({error})") from error
             raise
+
+    def controllers(self) -> frozenset[ControllerId]:
+        return self._controllers.all()
 
     def _clash(self, host: HostIdentity) -> str:
         """Who has one half of this identity but not the other; "" when nobody is to be seen.

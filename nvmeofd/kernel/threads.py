@@ -30,6 +30,10 @@ async def outlast(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     return cancelled
 
 
+class CannotStart(OSError):
+    """EAGAIN: there is no thread for the call, and nothing of it was done."""
+
+
 class _Outcome(Generic[T]):
     """What the thread leaves behind. A Future could not carry it: set_exception refuses StopIteration."""
 
@@ -75,7 +79,7 @@ async def in_thread(
         keep_result: the side effect of the call matters more than its cancellation.
 
     Raises:
-        OSError: EAGAIN when no thread could be started; and whatever ``call`` raises.
+        CannotStart: nothing was called; and whatever ``call`` raises.
     """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
@@ -95,7 +99,7 @@ async def in_thread(
     try:
         threading.Thread(target=main, name=name, daemon=True).start()
     except RuntimeError as error:
-        raise OSError(errno.EAGAIN, f"cannot start a thread: {error}") from error
+        raise CannotStart(errno.EAGAIN, f"cannot start a thread: {error}") from error
     cancelled = await outlast(ended)
     if cancelled is None or (keep_result and outcome.error is None):
         return outcome.get()

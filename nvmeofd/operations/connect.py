@@ -169,7 +169,7 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
         core.ownership.not_connected(request.nqn)
         raise
     try:
-        instance = await core.kernel.connect(parameters)
+        made = await core.kernel.connect(parameters)
     except ConnectError as error:
         core.ownership.not_connected(request.nqn)
         if error.errno != errno.EALREADY:
@@ -179,21 +179,23 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
         return
     except OSError as error:
         core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
-        raise ConnectError(error.errno or errno.EIO, str(error)) from error
+        raise ConnectError(error.errno or errno.EIO, error.strerror or str(error)) from error
     except asyncio.CancelledError as error:
-        if isinstance(error.__cause__, OSError):
-            core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
-        else:
+        if isinstance(error.__cause__, ConnectError | None):
             core.ownership.not_connected(request.nqn)
+        else:
+            core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
         raise
-    # From here on it is connected. Until that is written down the intent stays, and tells whose it is.
-    after = core.kernel.subsystem(request.nqn)
-    controller = next((c for c in after.controllers if c.instance == instance), None) if after else None
-    if controller is None:
-        core.ownership.not_connected(request.nqn)
-        raise ConnectError(errno.ENODEV, "it was connected and vanished at once")
-    core.ownership.connected(controller)
-    log.info("%s: connected %s as %s", job, address, controller.name)
+    # should that fail, the intent stays, and tells whose it is
+    core.ownership.connected(request.nqn, made)
+    subsystem = core.kernel.subsystem(request.nqn)
+    if subsystem is None or made not in [controller.id for controller in subsystem.controllers]:
+        raise ConnectError(
+            errno.ENODEV,
+            f"{made.name} was connected and is not a path of the subsystem: somebody has deleted it, the kernel is "
+            "still at it, or the target gives another NQN",
+        )
+    log.info("%s: connected %s as %s", job, address, made.name)
     job.checkpoint()
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nvmeofd.journal import ConnectIntent, Journal, OwnedController, SubsystemRecord
-from nvmeofd.log import about, log
+from nvmeofd.journal import ConnectIntent, Journal, SubsystemRecord
+from nvmeofd.log import about, log, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from nvmeofd.addresses import Address
     from nvmeofd.kernel.interface import Kernel
-    from nvmeofd.model import Controller, Subsystem
+    from nvmeofd.model import Controller, ControllerId, Subsystem
 
 OWNER = "nvmeofd"  # this daemon's name in the registry
 
@@ -35,9 +35,7 @@ class Ownership:
 
     def owns(self, controller: Controller) -> bool:
         record = self._journal.subsystems.get(controller.nqn)
-        return record is not None and any(
-            (owned.name, owned.instance) == (controller.name, controller.instance) for owned in record.controllers
-        )
+        return record is not None and controller.id in record.controllers
 
     def owned(self, subsystem: Subsystem) -> tuple[Controller, ...]:
         """Those controllers of the subsystem that are this daemon's, and that nobody else has taken over since.
@@ -74,7 +72,7 @@ class Ownership:
 
     def leave(self, nqn: str, controllers: Iterable[Controller]) -> None:
         """Write down that these controllers are about to be deleted, whoever connected them."""
-        leaving = tuple(OwnedController(controller.name, controller.instance) for controller in controllers)
+        leaving = tuple(controller.id for controller in controllers)
         self._journal.put_subsystem(replace(self._record(nqn), leaving=leaving))
 
     def leaving(self, subsystem: Subsystem) -> tuple[Controller, ...]:
@@ -83,7 +81,7 @@ class Ownership:
         return tuple(
             controller
             for controller in subsystem.controllers
-            if OwnedController(controller.name, controller.instance) in leaving and self.other_owner(controller) is None
+            if controller.id in leaving and self.other_owner(controller) is None
         )
 
     def stay(self, nqn: str) -> None:
@@ -103,43 +101,70 @@ class Ownership:
         self._journal.put_subsystem(replace(self._record(nqn), intent=intent))
 
     def not_connected(self, nqn: str) -> None:
-        """The intended connection did not come about."""
-        self._journal.put_subsystem(replace(self._record(nqn), intent=None))
+        """The intended connection did not come about. Known from here on, even if that cannot be written."""
+        record = self._journal.subsystems.get(nqn)
+        if record is not None and record.intent is not None:
+            self._journal.remember(replace(record, intent=None))
 
-    def connected(self, controller: Controller) -> None:
+    def connected(self, nqn: str, made: ControllerId) -> None:
         """The intended connection came about as this controller."""
-        record = self._record(controller.nqn)
-        owned = OwnedController(controller.name, controller.instance)
-        self._journal.put_subsystem(replace(record, intent=None, controllers=(*record.controllers, owned)))
-        self._claim_registry(controller.name)
+        record = self._record(nqn)
+        self._journal.put_subsystem(replace(record, intent=None, controllers=(*record.controllers, made)))
+        self._claim_registry(made)
 
     def reclaim(self, subsystem: Subsystem | None) -> None:
         """Put the name of this daemon on its controllers that have none: a crash can come before that is done."""
         for controller in subsystem.controllers if subsystem else ():
             if self.owns(controller):
-                self._claim_registry(controller.name, unless_owned=True)
+                self._claim_registry(controller.id, unless_owned=True)
 
-    def _claim_registry(self, name: str, *, unless_owned: bool = False) -> None:
+    def _claim_registry(self, controller: ControllerId, *, unless_owned: bool = False) -> None:
+        name = controller.name
         try:
-            if not unless_owned or self._kernel.registry_owner(name) is None:
+            # the registry knows names only, and this one may be another controller's by now
+            if controller in self._kernel.controllers() and not (unless_owned and self._kernel.registry_owner(name)):
                 self._kernel.registry_claim(name)
         except OSError as error:
             log.warning("cannot write the owner of %s to the registry: %s", name, error)
 
     def prune(self, nqn: str, subsystem: Subsystem | None) -> None:
-        """Forget controllers that are gone. ``subsystem`` is what sysfs shows now."""
+        """Forget controllers that are gone. ``subsystem`` is what sysfs shows now.
+
+        A controller that is there, but not in this subsystem, stays known: it has not come so far yet, or the target
+        has told the kernel another NQN than the one that was asked for (nvme_init_subsystem, drivers/nvme/host/core.c).
+        Then it is that subsystem's from here on.
+
+        Raises:
+            OSError: also when that cannot be told.
+        """
         record = self._journal.subsystems.get(nqn)
         if record is None:
             return
-        present = {(c.name, c.instance) for c in subsystem.controllers} if subsystem else set()
-        left = tuple(owned for owned in record.controllers if (owned.name, owned.instance) in present)
-        leaving = tuple(one for one in record.leaving if (one.name, one.instance) in present)
-        if (left, leaving) == (record.controllers, record.leaving) and not (record.keep and not left):
-            return
-        for owned in record.controllers:
-            if owned not in left and not (self._kernel_has(owned.name)):
-                self.release_registry(owned.name)
-        self._journal.put_subsystem(replace(record, controllers=left, leaving=leaving))
+        present = {controller.id for controller in subsystem.controllers} if subsystem else set()
+        leaving = tuple(one for one in record.leaving if one in present)
+        left = record.controllers
+        if not present.issuperset(left):
+            there = self._kernel.controllers()
+            astray = self._moved(nqn, there.intersection(left) - present)
+            left = tuple(owned for owned in left if owned in there and owned not in astray)
+            for name in {owned.name for owned in record.controllers} - {one.name for one in there}:
+                self.release_registry(name)
+        if (left, leaving) != (record.controllers, record.leaving) or (record.keep and not left):
+            self._journal.put_subsystem(replace(record, controllers=left, leaving=leaving))
+
+    def _moved(self, nqn: str, astray: frozenset[ControllerId]) -> frozenset[ControllerId]:
+        """Write down those of the controllers that are in another subsystem there, and return them. Raises OSError."""
+        moved: frozenset[ControllerId] = frozenset()
+        for other in self._kernel.subsystems() if astray else ():
+            found = astray.intersection(controller.id for controller in other.controllers)
+            if found and other.nqn != nqn:
+                names = ", ".join(sorted(one.name for one in found))
+                log.warning("%s, connected for %s, is a path of %s", names, quoted(nqn), quoted(other.nqn))
+                record = self._record(other.nqn)
+                controllers = tuple(dict.fromkeys((*record.controllers, *found)))
+                self._journal.put_subsystem(replace(record, controllers=controllers))
+                moved |= found
+        return moved
 
     def release_registry(self, name: str) -> None:
         """Remove the registry entry of a controller that is gone. Its failure is only logged."""
@@ -169,7 +194,7 @@ class Ownership:
             ):
                 what = controller.name, nqn
                 log.info("taking over %s of %s: connected, but not written down then", *what, extra=about(nqn=nqn))
-                self.connected(controller)
+                self.connected(nqn, controller.id)
                 return
         self.not_connected(nqn)
 
@@ -177,9 +202,6 @@ class Ownership:
         """The other orchestrator that owns the controller, None for nobody or this daemon. Raises OSError."""
         owner = self._kernel.registry_owner(controller.name)
         return None if owner == OWNER else owner
-
-    def _kernel_has(self, name: str) -> bool:
-        return any(controller.name == name for found in self._kernel.subsystems() for controller in found.controllers)
 
     def _record(self, nqn: str) -> SubsystemRecord:
         return self._journal.subsystems.get(nqn) or SubsystemRecord(nqn=nqn)

@@ -71,6 +71,7 @@ CALLS = (
 READS = (
     "subsystem",
     "subsystems",
+    "controllers",
     "holders",
     "swaps",
     "mounts_changed",

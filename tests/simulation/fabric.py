@@ -33,6 +33,7 @@ class Fabric:
         self.unreachable: dict[str, int] = {}  # address → errno of connecting to it
         self.down: set[str] = set()  # addresses whose network is cut: connections there are not live
         self.subsystems: list[SimSubsystem] = []
+        self.pending: list[SimController] = []  # in no subsystem yet
         self._indexes = Pool()
         self._minors = Pool()
         self._generic = Pool()
@@ -45,7 +46,7 @@ class Fabric:
         return next((s for s in self.subsystems if s.nqn == nqn), None)
 
     def controllers(self) -> list[SimController]:
-        return [c for s in self.subsystems for c in s.controllers]
+        return [*(c for s in self.subsystems for c in s.controllers), *self.pending]
 
     def heads(self) -> list[SimHead]:
         """The disks that are there, and those that are gone but still open."""
@@ -76,29 +77,44 @@ class Fabric:
         if target.allowed_hosts is not None and host.nqn not in target.allowed_hosts:
             raise os_error(errno.EIO)
         index = self._indexes.take()
-        subsystem = self.subsystem(nqn)
-        if subsystem is None:
-            subsystem = SimSubsystem(nqn=nqn, index=index)
-            self.subsystems.append(subsystem)
-            self._world.emit_device("add", "nvme-subsystem", subsystem.name)
+        shown = target.says or nqn
         self._instance += self._world.rng.randint(1, 40)
         controller = SimController(
             name=f"nvme{index}",
             index=index,
             instance=self._instance,
-            subsystem=subsystem,
+            subsystem=self.subsystem(shown) or SimSubsystem(nqn=shown, index=index),
             address=address,
             host=host,
             ctrl_loss_tmo=DEFAULT_LOSS_TMO if loss is None else loss,
             by_daemon=by_daemon,
         )
-        subsystem.controllers.append(controller)
         self._world.emit_device("add", "nvme", controller.name)
+        if target.late:
+            controller.state = "connecting"
+            self.pending.append(controller)
+            self._world.later(target.late, lambda: self._attach(controller), always=True)
+        else:
+            self._attach(controller)
+        return controller
+
+    def _attach(self, controller: SimController) -> None:
+        """The controller becomes a path of its subsystem."""
+        if controller in self.pending:
+            self.pending.remove(controller)
+            controller.state, controller.live_since = "live", self._world.tick()
+        subsystem = self.subsystem(controller.subsystem.nqn)
+        if subsystem is None:
+            subsystem = SimSubsystem(nqn=controller.subsystem.nqn, index=controller.index)
+            self.subsystems.append(subsystem)
+            self._world.emit_device("add", "nvme-subsystem", subsystem.name)
+        controller.subsystem = subsystem
+        subsystem.controllers.append(controller)
         self._world.emit_device("change", "nvme", controller.name, NVME_EVENT="connected")
-        if not target.silent:
+        target = self.targets.get(subsystem.nqn)
+        if target is not None and not target.silent:
             self._world.later(self._world.scan_delay(), lambda: self.scan(controller))
         self._world.changed()
-        return controller
 
     def remove(self, controller: SimController) -> None:
         """The controller goes away, and with the last path of each disk the disk."""

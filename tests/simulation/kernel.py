@@ -29,7 +29,7 @@ from nvmeofd.kernel.interface import (
     ProcessScan,
     StagingPathError,
 )
-from nvmeofd.model import Controller, DeviceNumber, Namespace, VolumeType
+from nvmeofd.model import Controller, ControllerId, DeviceNumber, Namespace, VolumeType
 from tests.simulation.device import SimLockedDevice
 from tests.simulation.faults import FaultPlan
 from tests.simulation.files import Node
@@ -96,8 +96,8 @@ class SimKernel(SimReads):
 
         return await self.call("resolve", effect, detail=str(address))
 
-    async def connect(self, parameters: ConnectParameters) -> int:
-        def effect() -> int:
+    async def connect(self, parameters: ConnectParameters) -> ControllerId:
+        def effect() -> ControllerId:
             try:
                 controller = self.world.fabric.connect(
                     parameters.nqn,
@@ -108,7 +108,7 @@ class SimKernel(SimReads):
                 )
             except OSError as error:
                 raise ConnectError(error.errno or 0, error.strerror or "") from error
-            return controller.instance
+            return controller.snapshot().id
 
         return await self.call("connect", effect, detail=f"{parameters.nqn} {parameters.address}", keeps_result=True)
 

@@ -320,8 +320,8 @@ MUTANTS = (
             ),
             Edit(
                 "operations.connect:_connect_one",
-                "        instance = await core.kernel.connect(parameters)\n",
-                "        instance = await core.kernel.connect(parameters)\n"
+                "        made = await core.kernel.connect(parameters)\n",
+                "        made = await core.kernel.connect(parameters)\n"
                 "        core.ownership.intend(request.nqn, address, host.nqn, known)\n",
             ),
         ),

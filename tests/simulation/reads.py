@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 
 from nvmeofd.kernel.interface import DeviceChanged, Event, EventKind, Swap
-from nvmeofd.model import Controller, DeviceNumber, HostIdentity, Namespace, Subsystem
+from nvmeofd.model import Controller, ControllerId, DeviceNumber, HostIdentity, Namespace, Subsystem
 from tests.simulation.faults import FaultPlan
 from tests.simulation.files import os_error
 from tests.simulation.guardian import MOUNTS, OWNER, REGISTRY, looked
@@ -57,6 +57,10 @@ class SimReads(Calls):
         looked(nqn, self.world.tick())
         subsystem = self.world.fabric.subsystem(nqn)
         return subsystem.snapshot() if subsystem and (subsystem.controllers or subsystem.heads) else None
+
+    def controllers(self) -> frozenset[ControllerId]:
+        self.read("controllers")
+        return frozenset(controller.snapshot().id for controller in self.world.fabric.controllers())
 
     def holders(self, namespace: Namespace) -> tuple[tuple[str, str], ...]:
         self.read("holders", namespace.path)

@@ -76,6 +76,10 @@ class Target:
     allowed_hosts: set[str] | None = None  # None: every host
     # The namespaces are there, but the host learns of them by an explicit rescan only.
     silent: bool = False
+    # What it identifies as, if that is not what it was asked for.
+    says: str = ""
+    # The kernel is at the connection for so many seconds after it has said that it is made, as with FC.
+    late: float = 0.0
 
     def listens_on(self, address: Address) -> bool:
         return place_of(address) in self.addresses

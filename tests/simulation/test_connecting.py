@@ -10,7 +10,7 @@ import pytest
 from nvmeofd.errors import AuthenticationFailed, Cancelled, ConnectFailed, InvalidArgument, NamespaceNotFound
 from nvmeofd.kernel.interface import ConnectError
 from tests.simulation.harness import Host
-from tests.simulation.setting import A1, A2, EXT4, ONE, PATHS, simulated
+from tests.simulation.setting import A1, A2, EXT4, ONE, PATHS, TWO, simulated
 
 PATH = "/srv/a"
 
@@ -99,6 +99,72 @@ async def test_somebody_connects_while_the_daemon_cannot(host: Host, cancelled: 
         await stage
         assert await host.unstage(PATH) is False
     await host.quiesce(5)
+    assert host.world.fabric.controllers() == [theirs]
+
+
+@simulated()
+async def test_connected_and_not_a_path_yet(host: Host) -> None:
+    """With FC the kernel says that it is connected and goes on trying. What comes of it later is the daemon's."""
+    host.world.fabric.targets[ONE].late = 20.0
+    with pytest.raises(ConnectFailed, match="nvme0"):
+        await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    (late,) = host.world.fabric.controllers()
+    await host.quiesce(1)
+    assert host.engine.owned(ONE)
+    assert host.world.registry == {late.name: "nvmeofd"}
+    host.kill()
+    await host.boot()
+    await host.quiesce(60)
+    assert not host.world.fabric.controllers()
+    assert not host.engine.owned(ONE)
+
+
+@pytest.mark.parametrize("used", [False, True])
+@simulated()
+async def test_target_that_gives_another_nqn(host: Host, used: bool) -> None:
+    """The kernel believes it, and what was connected is a path of that subsystem."""
+    host.world.fabric.targets[ONE].says = TWO
+    if used:
+        await host.stage(TWO, "nsid.1", PATHS[1:], "/srv/b")
+    with pytest.raises(ConnectFailed, match="nvme"):
+        await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    await host.quiesce(60)
+    assert not host.engine.owned(ONE)
+    assert len(host.world.fabric.controllers()) == (2 if used else 0)
+    if used:
+        assert await host.unstage("/srv/b") is True
+        assert not host.world.fabric.controllers()
+
+
+@simulated()
+async def test_connected_as_what_nobody_can_tell(host: Host) -> None:
+    """Neither a refusal of the kernel nor of the system: the daemon is out of memory, say. And cancelled by then."""
+    host.kernel.faults.hook("connect", lambda: next(iter(host.engine.jobs.values())).cancel())
+    host.kernel.faults.fail("connect", MemoryError(), after=True)
+    with pytest.raises(Cancelled):
+        await host.stage(ONE, EXT4, PATHS, PATH)
+    await host.quiesce(5)
+    assert not host.world.fabric.controllers()
+
+
+@simulated()
+async def test_refused_and_the_journal_is_full(host: Host) -> None:
+    """Known to have failed, even if that cannot be written: what somebody connects afterwards is not the daemon's."""
+
+    def full() -> None:
+        host.kernel.faults.fail("journal_write", OSError(errno.ENOSPC, "No space left on device"), times=50)
+        host.kernel.faults.fail("journal_delete", OSError(errno.EROFS, "Read-only file system"), times=50)
+
+    host.kernel.faults.hook("connect", full)
+    host.kernel.faults.fail("connect", ConnectError(errno.ETIMEDOUT, "no answer"))
+    with pytest.raises(ConnectFailed, match="no answer"):
+        await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    theirs = host.world.connect(ONE, A1)
+    await host.quiesce(40)
+    assert host.world.fabric.controllers() == [theirs]
+    host.kernel.faults.clear()
+    await host.quiesce(40)
+    assert not host.journal().subsystems
     assert host.world.fabric.controllers() == [theirs]
 
 

@@ -18,12 +18,11 @@ from nvmeofd.journal import (
     DirectoryStore,
     FormatRecord,
     Journal,
-    OwnedController,
     Phase,
     SubsystemRecord,
     VolumeRecord,
 )
-from nvmeofd.model import VolumeType
+from nvmeofd.model import ControllerId, VolumeType
 from tests.bus.fake import NQN, volume
 
 from .fuzzing import damaged
@@ -40,7 +39,7 @@ VOLUME = VolumeRecord(
 ADDRESS = Address.parse("tcp://192.0.2.1?host-iface=eth0")
 SUBSYSTEM = SubsystemRecord(
     nqn=NQN,
-    controllers=(OwnedController("nvme0", 12345), OwnedController("nvme1", 12346)),
+    controllers=(ControllerId("nvme0", 12345), ControllerId("nvme1", 12346)),
     intent=ConnectIntent(ADDRESS, "nqn.2024-01.org.example:host", (1, 2)),
     keep=True,
 )

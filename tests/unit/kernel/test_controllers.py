@@ -13,7 +13,7 @@ import pytest
 from nvmeofd.kernel.controllers import Controllers
 from nvmeofd.kernel.interface import DeviceChanged
 from nvmeofd.kernel.sysfs import Sysfs
-from nvmeofd.model import Controller
+from nvmeofd.model import Controller, ControllerId
 
 from . import trees
 
@@ -25,6 +25,16 @@ def controller(tmp_path: Path) -> Controller:
     found = Sysfs(str(tmp_path)).subsystem(trees.NQN)
     assert found
     return found.controllers[0]
+
+
+def test_all(tmp_path: Path, controller: Controller) -> None:
+    """Local ones, and those that are in no subsystem yet, and none whose end has begun."""
+    assert Controllers(str(tmp_path)).all() == {controller.id}
+    device = trees.write(tmp_path / "devices/virtual/nvme-fabrics/ctl/nvme1", transport="fc")
+    trees.link(tmp_path / "class/nvme/nvme1", device)
+    trees.link(tmp_path / "class/nvme/nvme2", tmp_path / "gone")
+    assert Controllers(str(tmp_path)).all() == {controller.id, ControllerId("nvme1", device.stat().st_ino)}
+    assert Controllers(str(tmp_path / "gone")).all() == frozenset(), "the module is not loaded"
 
 
 def written(tmp_path: Path, attribute: str) -> str:

@@ -24,7 +24,7 @@ from nvmeofd.kernel.identity import Identity, firmware_uuid, machine_uuid
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters
 from nvmeofd.kernel.linux import LinuxKernel
 from nvmeofd.kernel.roots import Roots
-from nvmeofd.model import UUID_NQN, HostIdentity
+from nvmeofd.model import UUID_NQN, ControllerId, HostIdentity
 
 from . import trees
 
@@ -413,7 +413,7 @@ def test_connection_as_another_host(
 ) -> None:
     trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys0"), "nvme0", **attributes)
 
-    async def refuse(*_: object) -> int:
+    async def refuse(*_: object) -> ControllerId:
         raise ConnectError(number, "no")
 
     monkeypatch.setattr(Fabrics, "connect", refuse)

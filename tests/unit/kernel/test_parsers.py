@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from nvmeofd.addresses import Address
 from nvmeofd.kernel import fabrics, host, tools
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters, Content
 from nvmeofd.kernel.registry import Registry
-from nvmeofd.model import DeviceNumber, HostIdentity
+from nvmeofd.model import ControllerId, DeviceNumber, HostIdentity
 
 from . import trees
 from .trees import NQN
@@ -87,13 +88,26 @@ def answering(root: Path, answer: str) -> fabrics.Fabrics:
 def test_connected_controller_is_known_by_its_instance(tmp_path: Path) -> None:
     device = trees.controller(tmp_path, trees.subsystem(tmp_path, "nvme-subsys0"), "nvme7")
     found = asyncio.run(answering(tmp_path, "instance=7,cntlid=1\n").connect(parameters("loop://")))
-    assert found == device.stat().st_ino
+    assert found == ControllerId("nvme7", device.stat().st_ino)
 
 
 def test_connected_and_gone_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="nvme7") as caught:
         asyncio.run(answering(tmp_path, "instance=7,cntlid=1\n").connect(parameters("loop://")))
     assert caught.value.errno == errno.ENODEV
+
+
+def test_no_thread_to_connect_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was connected, so nothing is to be looked for."""
+
+    def cannot(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    fabric = answering(tmp_path, "instance=7,cntlid=1\n")
+    monkeypatch.setattr(threading.Thread, "start", cannot)
+    with pytest.raises(ConnectError) as caught:
+        asyncio.run(fabric.connect(parameters("loop://")))
+    assert caught.value.errno == errno.EAGAIN
 
 
 def test_connected_as_what_cannot_be_told(tmp_path: Path) -> None:
