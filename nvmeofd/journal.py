@@ -54,7 +54,7 @@ class VolumeRecord:
 
 @dataclass(frozen=True, slots=True)
 class ConnectIntent:
-    """A connection about to be made, and the controllers of the subsystem that were there before it."""
+    """A connection about to be made, and the instances of all controllers that were there before it."""
 
     address: Address
     host_nqn: str

@@ -163,11 +163,7 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
         hdr_digest=options.hdr_digest,
         data_digest=options.data_digest,
     )
-    try:
-        core.ownership.intend(request.nqn, address, host.nqn, known)
-    except OSError:
-        core.ownership.not_connected(request.nqn)
-        raise
+    core.ownership.intend(request.nqn, address, host.nqn)
     try:
         made = await core.kernel.connect(parameters)
     except ConnectError as error:
@@ -186,17 +182,17 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
         else:
             core.ownership.adopt(request.nqn, core.kernel.subsystem(request.nqn))
         raise
-    # should that fail, the intent stays, and tells whose it is
     core.ownership.connected(request.nqn, made)
+    job.checkpoint()
     subsystem = core.kernel.subsystem(request.nqn)
     if subsystem is None or made not in [controller.id for controller in subsystem.controllers]:
+        core.ownership.prune(request.nqn, subsystem)
         raise ConnectError(
             errno.ENODEV,
             f"{made.name} was connected and is not a path of the subsystem: somebody has deleted it, the kernel is "
             "still at it, or the target gives another NQN",
         )
     log.info("%s: connected %s as %s", job, address, made.name)
-    job.checkpoint()
 
 
 def _require_host(core: Core, nqn: str, address: Address, host: HostIdentity, error: ConnectError) -> None:
@@ -204,7 +200,7 @@ def _require_host(core: Core, nqn: str, address: Address, host: HostIdentity, er
     subsystem = core.kernel.subsystem(nqn)
     same = [c for c in subsystem.controllers if c.serves(address)] if subsystem else []
     if not any(controller.host_nqn == host.nqn for controller in same):
-        others = ", ".join(f"{c.name} as {c.host_nqn}" for c in same) or "not to be seen in sysfs"
+        others = ", ".join(f"{c.name} as {c.host_nqn}" for c in same) or "not a path yet, or not any more"
         raise ConnectError(error.errno, f"already connected, but not as {host.nqn}: {others}") from error
 
 

@@ -91,6 +91,7 @@ class Engine:
         self._stop()
         await self._picture.close()
         await self._core.workers.abandon()
+        self._core.journal.write_again()
         await self._stack.aclose()
 
     def _stop(self) -> None:

@@ -31,7 +31,7 @@ class Ownership:
     @property
     def nqns(self) -> tuple[str, ...]:
         """The subsystems that this daemon has connected, or was connecting when it was last seen."""
-        return tuple(self._journal.subsystems)
+        return tuple(nqn for nqn, record in self._journal.subsystems.items() if not record.empty)
 
     def owns(self, controller: Controller) -> bool:
         record = self._journal.subsystems.get(controller.nqn)
@@ -89,15 +89,11 @@ class Ownership:
         record = self._journal.subsystems.get(nqn)
         if record is None or not record.leaving:
             return
-        try:
-            self._journal.put_subsystem(replace(record, leaving=()))
-        except OSError as error:
-            # what is gone is forgotten with the next look at the host
-            log.warning("cannot write down that a Disconnect of %s is over: %s", nqn, error, extra=about(nqn=nqn))
+        self._journal.remember(replace(record, leaving=()))
 
-    def intend(self, nqn: str, address: Address, host_nqn: str, known: Iterable[Controller]) -> None:
-        """Write down that a connection is about to be made."""
-        intent = ConnectIntent(address, host_nqn, tuple(controller.instance for controller in known))
+    def intend(self, nqn: str, address: Address, host_nqn: str) -> None:
+        """Write down that a connection is about to be made. Raises OSError."""
+        intent = ConnectIntent(address, host_nqn, tuple(sorted(one.instance for one in self._kernel.controllers())))
         self._journal.put_subsystem(replace(self._record(nqn), intent=intent))
 
     def not_connected(self, nqn: str) -> None:
@@ -107,9 +103,9 @@ class Ownership:
             self._journal.remember(replace(record, intent=None))
 
     def connected(self, nqn: str, made: ControllerId) -> None:
-        """The intended connection came about as this controller."""
+        """The intended connection came about as this controller. Known from here on, even if that cannot be written."""
         record = self._record(nqn)
-        self._journal.put_subsystem(replace(record, intent=None, controllers=(*record.controllers, made)))
+        self._journal.remember(replace(record, intent=None, controllers=(*record.controllers, made)))
         self._claim_registry(made)
 
     def reclaim(self, subsystem: Subsystem | None) -> None:
@@ -125,7 +121,7 @@ class Ownership:
             if controller in self._kernel.controllers() and not (unless_owned and self._kernel.registry_owner(name)):
                 self._kernel.registry_claim(name)
         except OSError as error:
-            log.warning("cannot write the owner of %s to the registry: %s", name, error)
+            log.warning("cannot put the name of this daemon on %s in the registry: %s", name, error)
 
     def prune(self, nqn: str, subsystem: Subsystem | None) -> None:
         """Forget controllers that are gone. ``subsystem`` is what sysfs shows now.
@@ -149,8 +145,11 @@ class Ownership:
             left = tuple(owned for owned in left if owned in there and owned not in astray)
             for name in {owned.name for owned in record.controllers} - {one.name for one in there}:
                 self.release_registry(name)
-        if (left, leaving) != (record.controllers, record.leaving) or (record.keep and not left):
-            self._journal.put_subsystem(replace(record, controllers=left, leaving=leaving))
+        # what was to be kept is what there was then
+        keep = record.keep and not present.isdisjoint(left)
+        now = replace(record, controllers=left, leaving=leaving, keep=keep)
+        if now != record:
+            self._journal.put_subsystem(now)
 
     def _moved(self, nqn: str, astray: frozenset[ControllerId]) -> frozenset[ControllerId]:
         """Write down those of the controllers that are in another subsystem there, and return them. Raises OSError."""

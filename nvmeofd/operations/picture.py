@@ -94,9 +94,7 @@ class Picture:
             await self._core.cache.follow()
             mounts = self._core.cache.version != self._seen_version
             if devices:
-                for nqn in self._core.ownership.nqns:
-                    if self._core.workers.idle(nqn):
-                        self._core.ownership.prune(nqn, self._core.kernel.subsystem(nqn))
+                self._forget_controllers()
             if devices or mounts:
                 self._update_volumes()
             self._seen_version = self._core.cache.version
@@ -107,6 +105,16 @@ class Picture:
         if devices:
             self._core.observer.subsystems_changed()
         self._tidier.look()
+
+    def _forget_controllers(self) -> None:
+        """Those that are gone. Where that cannot be told it is for another time, and holds up nothing else."""
+        for nqn in self._core.ownership.nqns:
+            if self._core.workers.idle(nqn):
+                try:
+                    self._core.ownership.prune(nqn, self._core.kernel.subsystem(nqn))
+                except OSError as error:
+                    log.warning("cannot tell what is left of the connections to %s: %s", quoted(nqn), error)
+                    self.schedule(devices=True, delay=WRITE_AGAIN)
 
     def _update_volumes(self) -> None:
         subsystems: dict[str, Subsystem | None] = {}

@@ -73,7 +73,7 @@ class Tidier:
             return
         now = asyncio.get_running_loop().time()
         again = self._sweep(now)
-        if not all((self._core.journal.write_again(), self._settle_intents(), self._drop_formats())):
+        if not all((self._settle_intents(), self._drop_formats(), self._core.journal.write_again())):
             again.append(now + PERIOD)
         candidates = [nqn for nqn in self._core.ownership.nqns if self._left_behind(nqn)]
         self._left_since = {nqn: self._left_since.get(nqn, now) for nqn in candidates}

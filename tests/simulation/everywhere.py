@@ -82,6 +82,14 @@ async def ask_for_much(host: Host) -> None:
     await asyncio.gather(*map(host.answer, tasks), return_exceptions=True)
 
 
+async def give_another_nqn(host: Host) -> None:
+    host.world.fabric.targets[ONE].says = TWO
+
+
+async def connect_late(host: Host) -> None:
+    host.world.fabric.targets[ONE].late = 30.0
+
+
 async def connect_by_hand(host: Host) -> None:
     for address in PATHS:
         host.world.connect(ONE, address)
@@ -122,6 +130,11 @@ BOUND = Scenario("unstage-beside-a-bind", lambda h: h.unstage("/srv/new"), stage
 GARBAGE = Scenario("format-garbage", SCENARIOS["format"].act, with_garbage, again=False)
 AWAITED = Scenario("unstage-before-a-stage", unstage_before_a_stage, stage_ext4)
 NAMES = Scenario("names-change-hands", lambda h: h.unstage("/srv/new"), lose_name, again=False)
+# What is connected is not a path of the subsystem that was asked for, or not for a long time.
+ASTRAY = (
+    Scenario("stage-with-another-nqn", stage_ext4, give_another_nqn, again=False),
+    Scenario("stage-with-paths-that-come-late", stage_ext4, connect_late, again=False),
+)
 FLOOD = Scenario("flood", ask_for_much, again=False)
 FORCE = Scenario("force", lambda h: h.unstage("/srv/new", force=True), stage_ext4)
 

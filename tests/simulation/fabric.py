@@ -63,7 +63,7 @@ class Fabric:
             if other.host.id == host.id and other.host.nqn != host.nqn:
                 raise os_error(errno.EINVAL)
             same_path = place_of(other.address) == place and address.host_traddr in ("", other.address.host_traddr)
-            if other.subsystem.nqn == nqn and other.host == host and same_path:
+            if other.asked == nqn and other.host == host and same_path:
                 raise os_error(errno.EALREADY)
         if place in self.down:
             raise os_error(errno.ETIMEDOUT)
@@ -83,6 +83,7 @@ class Fabric:
             name=f"nvme{index}",
             index=index,
             instance=self._instance,
+            asked=nqn,
             subsystem=self.subsystem(shown) or SimSubsystem(nqn=shown, index=index),
             address=address,
             host=host,
@@ -94,15 +95,18 @@ class Fabric:
             controller.state = "connecting"
             self.pending.append(controller)
             self._world.later(target.late, lambda: self._attach(controller), always=True)
+            self._give_up_later(controller, controller.down_since)
         else:
             self._attach(controller)
         return controller
 
     def _attach(self, controller: SimController) -> None:
-        """The controller becomes a path of its subsystem."""
+        """The controller becomes a path of its subsystem, unless the kernel has given it up."""
         if controller in self.pending:
             self.pending.remove(controller)
             controller.state, controller.live_since = "live", self._world.tick()
+        elif controller.state != "live":
+            return
         subsystem = self.subsystem(controller.subsystem.nqn)
         if subsystem is None:
             subsystem = SimSubsystem(nqn=controller.subsystem.nqn, index=controller.index)
@@ -119,6 +123,11 @@ class Fabric:
     def remove(self, controller: SimController) -> None:
         """The controller goes away, and with the last path of each disk the disk."""
         subsystem = controller.subsystem
+        if controller in self.pending:
+            self.pending.remove(controller)
+            self._indexes.free(controller.index)
+            self._world.emit_device("remove", "nvme", controller.name)
+            self._world.changed()
         if controller not in subsystem.controllers:
             return
         for head in list(subsystem.heads):

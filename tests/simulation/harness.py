@@ -176,6 +176,8 @@ class Host:
 
     async def boot(self, faults: FaultPlan | None = None) -> None:
         """Start the daemon. Raises what its start raises, and Died."""
+        for controller in self.world.fabric.controllers():
+            self._doubt(controller, self.journal())
         for mount in self.world.mounts.mounts:
             record = self.journal().volumes.get(mount.made_at)
             known = record is not None and record.volume is not None and record.volume.mount_id == mount.mount_id
@@ -191,8 +193,14 @@ class Host:
         await self.call(self.engine.start())
 
     def _somebody_connected(self, controller: SimController) -> None:
-        record = self.journal().subsystems.get(controller.subsystem.nqn)
-        if record is not None and record.intent is not None:
+        journal = self.journal() if self.kernel.killed else vars(self.engine)["_core"].journal
+        self._doubt(controller, journal)
+
+    @staticmethod
+    def _doubt(controller: SimController, journal: Journal) -> None:
+        """Whether it may be taken for what the daemon was about to connect."""
+        record = journal.subsystems.get(controller.subsystem.nqn)
+        if record is not None and record.intent is not None and not controller.by_daemon:
             controller.ambiguous = record.intent.address == controller.address
 
     def kill(self) -> None:

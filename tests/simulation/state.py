@@ -36,6 +36,7 @@ class SimController:
     name: str
     index: int
     instance: int
+    asked: str  # the NQN that was asked for
     subsystem: SimSubsystem
     address: Address
     host: HostIdentity

@@ -7,10 +7,19 @@ import errno
 
 import pytest
 
-from nvmeofd.errors import AuthenticationFailed, Cancelled, ConnectFailed, InvalidArgument, NamespaceNotFound
+from nvmeofd.errors import (
+    AuthenticationFailed,
+    Cancelled,
+    ConnectFailed,
+    InUse,
+    InvalidArgument,
+    NamespaceNotFound,
+    NvmeofdError,
+)
 from nvmeofd.kernel.interface import ConnectError
+from nvmeofd.model import VolumeState
 from tests.simulation.harness import Host
-from tests.simulation.setting import A1, A2, EXT4, ONE, PATHS, TWO, simulated
+from tests.simulation.setting import A1, A2, EXT4, ONE, OTHER, PATHS, TARGET, TWO, simulated
 
 PATH = "/srv/a"
 
@@ -148,23 +157,115 @@ async def test_connected_as_what_nobody_can_tell(host: Host) -> None:
 
 
 @simulated()
-async def test_refused_and_the_journal_is_full(host: Host) -> None:
+async def test_connected_and_never_a_path(host: Host) -> None:
+    host.world.fabric.targets[ONE].late = 10_000.0
+    with pytest.raises(ConnectFailed):
+        await host.stage(ONE, EXT4, PATHS[:1], PATH, ctrl_loss_tmo=100)
+    await host.quiesce(60)
+    assert host.engine.owned(ONE)
+    await host.quiesce(60)
+    assert not host.world.fabric.controllers()
+    assert not host.journal().subsystems
+    assert not host.world.registry
+
+
+@simulated()
+async def test_kept_is_what_there_was_then(host: Host) -> None:
+    """Not what becomes of a path that was not one yet."""
+    await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    await host.unstage(PATH, keep_connected=True)
+    host.world.fabric.targets[ONE].late = 20.0
+    with pytest.raises(ConnectFailed):
+        await host.stage(ONE, EXT4, PATHS, PATH, min_paths=2)
+    host.world.disconnect(ONE)
+    await host.quiesce(60)
+    assert not host.world.fabric.controllers()
+
+
+@simulated()
+async def test_cancelled_while_it_connects_what_is_not_a_path(host: Host) -> None:
+    """Nothing more is connected, though the name has another address."""
+    host.world.fabric.targets[ONE].says = TWO
+    host.kernel.faults.hook("connect", lambda: next(iter(host.engine.jobs.values())).cancel())
+    with pytest.raises(Cancelled):
+        await host.stage(ONE, EXT4, [f"tcp://{TARGET}:4420"], PATH)
+    assert host.kernel.faults.calls["connect"] == 1
+
+
+@simulated()
+async def test_one_is_not_a_path_and_others_cannot_be_read(host: Host) -> None:
+    """The volumes are shown as they are all the same."""
+    await host.stage(TWO, OTHER, PATHS[1:], "/srv/b")
+    host.world.fabric.targets[ONE].late = 60.0
+    with pytest.raises(ConnectFailed):
+        await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    host.kernel.faults.fail("subsystems", OSError(errno.EIO, "simulated"), times=10_000)
+    host.world.unmount("/srv/b")
+    await host.quiesce(5)
+    assert host.engine.volumes["/srv/b"].state is VolumeState.LOST
+    host.kernel.faults.clear()
+    await host.unstage("/srv/b")
+    await host.quiesce(120)
+    assert not host.world.fabric.controllers()
+
+
+# ---- the journal cannot be written
+
+
+def full(host: Host) -> None:
+    host.kernel.faults.fail("journal_write", OSError(errno.ENOSPC, "No space left on device"), times=10_000)
+    host.kernel.faults.fail("journal_delete", OSError(errno.EROFS, "Read-only file system"), times=10_000)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@simulated()
+async def test_refused_and_the_journal_is_full(host: Host, stopped: bool) -> None:
     """Known to have failed, even if that cannot be written: what somebody connects afterwards is not the daemon's."""
-
-    def full() -> None:
-        host.kernel.faults.fail("journal_write", OSError(errno.ENOSPC, "No space left on device"), times=50)
-        host.kernel.faults.fail("journal_delete", OSError(errno.EROFS, "Read-only file system"), times=50)
-
-    host.kernel.faults.hook("connect", full)
+    host.kernel.faults.hook("connect", lambda: full(host))
     host.kernel.faults.fail("connect", ConnectError(errno.ETIMEDOUT, "no answer"))
     with pytest.raises(ConnectFailed, match="no answer"):
         await host.stage(ONE, EXT4, PATHS[:1], PATH)
     theirs = host.world.connect(ONE, A1)
-    await host.quiesce(40)
-    assert host.world.fabric.controllers() == [theirs]
+    await host.quiesce(5)
+    assert not host.engine.owned(ONE)
     host.kernel.faults.clear()
+    if stopped:
+        await host.stop()
+        await host.boot()
     await host.quiesce(40)
     assert not host.journal().subsystems
+    assert host.world.fabric.controllers() == [theirs]
+
+
+@simulated()
+async def test_connected_and_the_journal_is_full(host: Host) -> None:
+    """Known to be the daemon's, and that what somebody connects after its end is not."""
+    host.kernel.faults.hook("connect", lambda: full(host), after=True)
+    with pytest.raises(NvmeofdError):
+        await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    assert not host.world.fabric.controllers()
+    theirs = host.world.connect(ONE, A1)
+    await host.quiesce(5)
+    host.kernel.faults.clear()
+    await host.quiesce(60)
+    assert host.world.fabric.controllers() == [theirs]
+    assert not host.journal().subsystems
+
+
+@simulated()
+async def test_refused_disconnect_and_the_journal_is_full(host: Host) -> None:
+    """It is not finished by the next life of the daemon."""
+    theirs = host.world.connect(ONE, A1)
+    await host.quiesce(5)
+    host.world.mount(host.world.head(ONE, 1), "/mnt/x")
+    host.kernel.faults.fail("journal_delete", OSError(errno.EROFS, "Read-only file system"))
+    with pytest.raises(InUse):
+        await host.disconnect(ONE)
+    host.world.unmount("/mnt/x")
+    await host.quiesce(40)
+    host.kill()
+    await host.boot()
+    await host.quiesce(40)
     assert host.world.fabric.controllers() == [theirs]
 
 

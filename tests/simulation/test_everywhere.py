@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from nvmeofd.errors import InUse, NvmeofdError
 from tests.simulation.clock import run
 from tests.simulation.everywhere import (
+    ASTRAY,
     AWAITED,
     BOUND,
     FLOOD,
@@ -84,6 +85,13 @@ def test_hang(scenario: Scenario) -> None:
 def test_delay(scenario: Scenario, seconds: int) -> None:
     """Past the time when undoing begins, and past the deadline."""
     check(delays(scenario, seconds))
+
+
+@pytest.mark.parametrize("scenario", ASTRAY, ids=str)
+@pytest.mark.parametrize("wrong", [failures, failing_reads, blind, cancels, hangs])
+def test_not_a_path(scenario: Scenario, wrong: Callable[[Scenario], Iterable[Case]]) -> None:
+    """The one thing that has to be known is what the kernel answered to the connect."""
+    check(case for case in wrong(scenario) if not case.name.startswith("connect>"))
 
 
 @pytest.mark.parametrize("user", USERS)
