@@ -189,11 +189,15 @@ class Journal:
             name = record.staging_path if isinstance(record, VolumeRecord) else record.nqn
             log.warning("cannot write the record of %s: %s", quoted(name), error)
 
-    def write_again(self) -> bool:
-        """Try to write the records of subsystems that could only be remembered. Returns whether none is left."""
+    @property
+    def complete(self) -> bool:
+        """Whether everything that is known of subsystems is written."""
+        return not self._unwritten
+
+    def write_again(self) -> None:
+        """Try to write the records of subsystems that could only be remembered."""
         for nqn in list(self._unwritten):
             self.remember(self.subsystems[nqn])
-        return not self._unwritten
 
     def set_phase(self, staging_path: str, phase: Phase) -> None:
         """Raises OSError."""

@@ -163,7 +163,7 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
         hdr_digest=options.hdr_digest,
         data_digest=options.data_digest,
     )
-    core.ownership.intend(request.nqn, address, host.nqn)
+    core.ownership.intend(request.nqn, address, host.nqn, known)
     try:
         made = await core.kernel.connect(parameters)
     except ConnectError as error:
@@ -186,7 +186,10 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
     job.checkpoint()
     subsystem = core.kernel.subsystem(request.nqn)
     if subsystem is None or made not in [controller.id for controller in subsystem.controllers]:
-        core.ownership.prune(request.nqn, subsystem)
+        try:
+            core.ownership.prune(request.nqn, subsystem)
+        except OSError as error:
+            log.warning("%s: cannot tell what became of %s: %s", job, made.name, error)
         raise ConnectError(
             errno.ENODEV,
             f"{made.name} was connected and is not a path of the subsystem: somebody has deleted it, the kernel is "

@@ -84,7 +84,9 @@ class Engine:
         wait for them.
         """
         self._stop()
-        return await self._core.workers.drain(timeout)
+        held = await self._core.workers.drain(timeout)
+        self._core.journal.write_again()  # nobody will after this
+        return held
 
     async def close(self) -> None:
         """End everything that runs on the loop. Mounts and connections stay."""

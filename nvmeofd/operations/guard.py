@@ -145,7 +145,7 @@ class Deletion:
             core.ownership.prune(self._nqn, left)
         except OSError as error:
             # the next look at the host prunes it
-            log.warning("%s: cannot write down what was deleted: %s", self._job, error)
+            log.warning("%s: cannot tell whose paths are left: %s", self._job, error)
         failed = [
             f"{controller.name}: {self._reasons.get(controller.instance, 'still there')}"
             for controller in self._chosen

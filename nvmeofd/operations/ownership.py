@@ -22,7 +22,11 @@ OWNER = "nvmeofd"  # this daemon's name in the registry
 
 
 class Ownership:
-    """Records of owned controllers. All methods raise OSError when the journal cannot be written."""
+    """Records of owned controllers.
+
+    What is about to be done is written down before, or it is an OSError. What is the case is known from then on, and
+    written as soon as that is possible.
+    """
 
     def __init__(self, kernel: Kernel, journal: Journal) -> None:
         self._kernel = kernel
@@ -91,16 +95,20 @@ class Ownership:
             return
         self._journal.remember(replace(record, leaving=()))
 
-    def intend(self, nqn: str, address: Address, host_nqn: str) -> None:
-        """Write down that a connection is about to be made. Raises OSError."""
+    def intend(self, nqn: str, address: Address, host_nqn: str, paths: Iterable[Controller]) -> None:
+        """Write down that a connection is about to be made. ``paths``: those that there are by now. Raises OSError."""
         intent = ConnectIntent(address, host_nqn, tuple(sorted(one.instance for one in self._kernel.controllers())))
-        self._journal.put_subsystem(replace(self._record(nqn), intent=intent))
+        record = self._record(nqn)
+        # what was to be kept is what there was then, not what is about to come
+        keep = record.keep and any(path.id in record.controllers for path in paths)
+        self._journal.put_subsystem(replace(record, intent=intent, keep=keep))
 
     def not_connected(self, nqn: str) -> None:
         """The intended connection did not come about. Known from here on, even if that cannot be written."""
         record = self._journal.subsystems.get(nqn)
         if record is not None and record.intent is not None:
-            self._journal.remember(replace(record, intent=None))
+            keep = record.keep and bool(record.controllers)
+            self._journal.remember(replace(record, intent=None, keep=keep))
 
     def connected(self, nqn: str, made: ControllerId) -> None:
         """The intended connection came about as this controller. Known from here on, even if that cannot be written."""
@@ -131,7 +139,7 @@ class Ownership:
         Then it is that subsystem's from here on.
 
         Raises:
-            OSError: also when that cannot be told.
+            OSError: that cannot be told.
         """
         record = self._journal.subsystems.get(nqn)
         if record is None:
@@ -149,10 +157,10 @@ class Ownership:
         keep = record.keep and not present.isdisjoint(left)
         now = replace(record, controllers=left, leaving=leaving, keep=keep)
         if now != record:
-            self._journal.put_subsystem(now)
+            self._journal.remember(now)
 
     def _moved(self, nqn: str, astray: frozenset[ControllerId]) -> frozenset[ControllerId]:
-        """Write down those of the controllers that are in another subsystem there, and return them. Raises OSError."""
+        """Note those of the controllers that are in another subsystem there, and return them. Raises OSError."""
         moved: frozenset[ControllerId] = frozenset()
         for other in self._kernel.subsystems() if astray else ():
             found = astray.intersection(controller.id for controller in other.controllers)
@@ -161,7 +169,7 @@ class Ownership:
                 log.warning("%s, connected for %s, is a path of %s", names, quoted(nqn), quoted(other.nqn))
                 record = self._record(other.nqn)
                 controllers = tuple(dict.fromkeys((*record.controllers, *found)))
-                self._journal.put_subsystem(replace(record, controllers=controllers))
+                self._journal.remember(replace(record, controllers=controllers))
                 moved |= found
         return moved
 

@@ -49,6 +49,7 @@ class Tidier:
         self._timer: asyncio.TimerHandle | None = None
         self._left_since: dict[str, float] = {}  # NQN → when it was first seen with no volume but lost ones
         self._tried: dict[str, _Attempt] = {}  # NQN → last attempt
+        self._written = -PERIOD  # when that was last tried for what could only be remembered
         self._change = 0
         self._stopped = False
 
@@ -73,8 +74,9 @@ class Tidier:
             return
         now = asyncio.get_running_loop().time()
         again = self._sweep(now)
-        if not all((self._settle_intents(), self._drop_formats(), self._core.journal.write_again())):
+        if not (self._settle_intents() and self._drop_formats()):
             again.append(now + PERIOD)
+        again += self._write(now)
         candidates = [nqn for nqn in self._core.ownership.nqns if self._left_behind(nqn)]
         self._left_since = {nqn: self._left_since.get(nqn, now) for nqn in candidates}
         owned = self._core.ownership.nqns
@@ -113,6 +115,14 @@ class Tidier:
                     log.warning("cannot tell what came of connecting %s: %s", nqn, error, extra=about(nqn=nqn))
                     settled = False
         return settled
+
+    def _write(self, now: float) -> list[float]:
+        """Try to write what could only be remembered, PERIOD after the last time at the soonest; when to come back."""
+        journal = self._core.journal
+        if not journal.complete and now >= self._written + PERIOD:
+            self._written = now
+            journal.write_again()
+        return [] if journal.complete else [self._written + PERIOD]
 
     def _drop_formats(self) -> bool:
         """Remove notes of a mkfs that is over, where that was not possible at the time: after a restart they would

@@ -135,6 +135,7 @@ class Fabric:
         subsystem.controllers.remove(controller)
         if not subsystem.controllers:
             self._world.kept.discard(subsystem.nqn)
+            self._world.asked_to_keep.discard(subsystem.nqn)
         if controller.index != subsystem.index:
             self._indexes.free(controller.index)
         if self._world.registry_rule:

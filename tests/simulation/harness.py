@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from nvmeofd.config import Config
 from nvmeofd.errors import NvmeofdError
 from nvmeofd.jobs import Job
-from nvmeofd.journal import Journal, Phase
+from nvmeofd.journal import ConnectIntent, Journal, Phase, SubsystemRecord
 from nvmeofd.metrics import Operations
 from nvmeofd.model import OperationKind, VolumeState
 from nvmeofd.operations.engine import Engine
@@ -172,12 +172,15 @@ class Host:
         self.config = config or Config()
         self.store = MemoryStore()
         self._kernels: WeakKeyDictionary[asyncio.Task[Any], SimKernel] = WeakKeyDictionary()
-        world.on_connect.append(self._somebody_connected)
+        self._core: Any = None
+        self._orderly = False  # how the last life ended
+        world.on_connect.append(self._doubt)
 
     async def boot(self, faults: FaultPlan | None = None) -> None:
         """Start the daemon. Raises what its start raises, and Died."""
         for controller in self.world.fabric.controllers():
-            self._doubt(controller, self.journal())
+            self._doubt(controller)
+        self._orderly = False
         for mount in self.world.mounts.mounts:
             record = self.journal().volumes.get(mount.made_at)
             known = record is not None and record.volume is not None and record.volume.mount_id == mount.mount_id
@@ -187,21 +190,32 @@ class Host:
         self.observer = Recorder()
         journal = Journal(StoreOfProcess(self.store, self.kernel))
         self.engine = Engine(kernel=self.kernel, journal=journal, config=self.config, observer=self.observer)
-        self.judge = self.observer.judge = Judge(self.kernel, vars(self.engine)["_core"])
+        self._core = vars(self.engine)["_core"]
+        self.judge = self.observer.judge = Judge(self.kernel, self._core)
         self.kernel.guardian.letting_go = self.judge.is_forcing
         self.kernel.guardian.stage_waits = self.judge.stage_waits
         await self.call(self.engine.start())
 
-    def _somebody_connected(self, controller: SimController) -> None:
-        journal = self.journal() if self.kernel.killed else vars(self.engine)["_core"].journal
-        self._doubt(controller, journal)
+    def _doubt(self, controller: SimController) -> None:
+        """Whether somebody's controller may be taken for what the daemon was about to connect, or is once it starts."""
+        intent = self._intent(controller.subsystem.nqn)
+        if (
+            intent is not None
+            and not controller.by_daemon
+            and controller.instance not in intent.known
+            and (controller.address, controller.host.nqn) == (intent.address, intent.host_nqn)
+        ):
+            controller.ambiguous = True
 
-    @staticmethod
-    def _doubt(controller: SimController, journal: Journal) -> None:
-        """Whether it may be taken for what the daemon was about to connect."""
-        record = journal.subsystems.get(controller.subsystem.nqn)
-        if record is not None and record.intent is not None and not controller.by_daemon:
-            controller.ambiguous = record.intent.address == controller.address
+    def _intent(self, nqn: str) -> ConnectIntent | None:
+        """The daemon's, alive or dead. What an orderly end leaves behind is what the daemon knew then."""
+        if self._core is None:
+            return None
+        nothing = SubsystemRecord(nqn=nqn)
+        known: ConnectIntent | None = self._core.journal.subsystems.get(nqn, nothing).intent
+        if self.kernel.killed and (known is not None or not self._orderly):
+            known = self.journal().subsystems.get(nqn, nothing).intent
+        return known
 
     def kill(self) -> None:
         """kill -9."""
@@ -212,6 +226,7 @@ class Host:
         await self.call(self.engine.drain())
         await self.call(self.engine.close())
         self.world.handles.remove(self.kernel)
+        self._orderly = True
 
     async def end(self, timeout: float | None) -> bool:
         """An orderly end in the middle of work, as the daemon does it. Returns False if the kernel held something.
@@ -231,6 +246,7 @@ class Host:
             if left and not any(task in self._kernels for task in left):
                 self.world.violation(f"tasks are left over at the end: {left}")
         self.kill()
+        self._orderly = True
         return not held
 
     def submit(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -302,7 +318,7 @@ class Host:
         """Everything that must not be so at quiescence."""
         found = [*self.world.violations, *self.observer.wrong]
         found += [f"still running: {job}" for job in self.engine.jobs.values()]
-        open_results = sum(not job.result.done() for job in vars(self.engine)["_core"].workers.jobs.values())
+        open_results = sum(not job.result.done() for job in self._core.workers.jobs.values())
         if self.judge.accepted != self.judge.answered + open_results:
             found.append(f"{self.judge.accepted} jobs were accepted, {self.judge.answered} answered")
         if self.kernel.claims or self.kernel.opened:
@@ -318,7 +334,8 @@ class Host:
         records = self.journal().subsystems
         for subsystem in self.world.fabric.subsystems:
             own = [c for c in subsystem.controllers if self.world.owned_by_daemon(c)]
-            keep = subsystem.nqn in records and records[subsystem.nqn].keep
+            wanted = subsystem.nqn in self.world.asked_to_keep
+            keep = wanted and subsystem.nqn in records and records[subsystem.nqn].keep
             used = self.world.subsystem_uses(subsystem.nqn, but=self.kernel)
             if own and not keep and not used:
                 names = ", ".join(c.name for c in own)

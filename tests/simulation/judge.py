@@ -104,6 +104,8 @@ class Judge:
         kept = job.nqn in self._world.kept
         if job.operation is not OperationKind.TIDY:
             self._world.kept.discard(job.nqn)  # for good, should it be killed: nobody can tell how far it had come
+        if isinstance(job.request, UnstageRequest) and job.request.keep_connected:
+            self._world.asked_to_keep.add(job.nqn)
         try:
             result = await work(job)
         except BaseException as error:

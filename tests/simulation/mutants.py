@@ -315,8 +315,8 @@ MUTANTS = (
         (
             Edit(
                 "operations.connect:_connect_one",
-                "        core.ownership.intend(request.nqn, address, host.nqn, known)\n",
-                "        pass\n",
+                "    core.ownership.intend(request.nqn, address, host.nqn, known)\n",
+                "",
             ),
             Edit(
                 "operations.connect:_connect_one",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -18,8 +19,12 @@ from nvmeofd.errors import (
 )
 from nvmeofd.kernel.interface import ConnectError
 from nvmeofd.model import VolumeState
-from tests.simulation.harness import Host
+from tests.simulation.acts import OTHER_HOST
+from tests.simulation.faults import FaultPlan
+from tests.simulation.harness import Died, Host
 from tests.simulation.setting import A1, A2, EXT4, ONE, OTHER, PATHS, TARGET, TWO, simulated
+from tests.simulation.state import Opener
+from tests.simulation.world import HOST
 
 PATH = "/srv/a"
 
@@ -209,6 +214,26 @@ async def test_one_is_not_a_path_and_others_cannot_be_read(host: Host) -> None:
     assert not host.world.fabric.controllers()
 
 
+@pytest.mark.parametrize("before", [False, True])
+@simulated()
+async def test_killed_while_it_connects_and_somebody_has_done_so(host: Host, before: bool) -> None:
+    """What was there before the attempt, or is for another host, is not what became of it."""
+    target = host.world.fabric.targets[ONE]
+    theirs = []
+    if before:
+        target.late = 20.0
+        theirs.append(host.world.connect(ONE, A1, host=replace(HOST, id=OTHER_HOST.id)))
+    host.kernel.faults.crash("connect")
+    with pytest.raises(Died):
+        await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    if not before:
+        theirs.append(host.world.connect(ONE, A1, host=OTHER_HOST))
+    await host.quiesce(30)
+    await host.boot()
+    await host.quiesce(40)
+    assert host.world.fabric.controllers() == theirs
+
+
 # ---- the journal cannot be written
 
 
@@ -294,3 +319,84 @@ async def test_namespace_that_grows(host: Host) -> None:
     await host.quiesce(1)
     assert host.observer.volumes[PATH].size == size * 2
     assert await host.unstage(PATH) is True
+
+
+@simulated()
+async def test_stopped_while_another_job_is_held(host: Host) -> None:
+    """What is known is written at the stop all the same."""
+    await host.stage(TWO, OTHER, PATHS[1:], "/srv/b")
+    host.kernel.faults.hook("connect", lambda: full(host))
+    host.kernel.faults.fail("connect", ConnectError(errno.ETIMEDOUT, "no answer"))
+    with pytest.raises(ConnectFailed):
+        await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    await host.quiesce(1)
+    host.kernel.faults.clear()
+    gate = host.kernel.faults.hang("unmount")
+    unstaging = host.start_unstage("/srv/b", timeout=5)
+    await host.quiesce(1)
+    assert await host.end(10) is False
+    unstaging.cancel()
+    theirs = host.world.connect(ONE, A1)
+    gate.release()
+    await host.boot()
+    await host.quiesce(40)
+    assert theirs in host.world.fabric.controllers()
+
+
+# ---- what was to be kept connected
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@simulated()
+async def test_nothing_is_inherited_from_what_was_to_be_kept(host: Host, killed: bool) -> None:
+    """A Stage comes before the daemon has seen that the connection which was to be kept is gone."""
+    await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    await host.unstage(PATH, keep_connected=True)
+    host.world.disconnect(ONE)
+    if killed:
+        host.kernel.faults.crash("probe")
+        with pytest.raises(Died):
+            await host.stage(ONE, EXT4, PATHS[:1], PATH)
+        await host.boot()
+    else:
+        user: list[Opener] = []
+        host.kernel.faults.hook("probe", lambda: user.append(host.world.open(host.world.head(ONE, 1))))
+        host.kernel.faults.fail("probe", OSError(errno.EIO, "simulated"))
+        with pytest.raises(NvmeofdError):
+            await host.stage(ONE, EXT4, PATHS[:1], PATH)
+        host.world.close(user[0])
+    await host.quiesce(60)
+    assert not host.world.fabric.controllers()
+
+
+@simulated()
+async def test_one_is_not_a_path_yet_and_the_other_serves(host: Host) -> None:
+    """What cannot be read meanwhile is no reason to fail."""
+    target = host.world.fabric.targets[ONE]
+    target.late = 20.0
+
+    def in_time() -> None:
+        target.late = 0.0
+        host.kernel.faults.fail("subsystems", OSError(errno.EIO, "simulated"))
+
+    host.kernel.faults.hook("connect", in_time, after=True)
+    await host.stage(ONE, EXT4, PATHS, PATH)
+    await host.quiesce(60)
+    assert len(host.world.fabric.controllers()) == 2
+    assert await host.unstage(PATH) is True
+
+
+@simulated()
+async def test_full_journal_and_a_connection_that_is_gone_at_the_start(host: Host) -> None:
+    await host.stage(ONE, EXT4, PATHS[:1], PATH)
+    await host.unstage(PATH, keep_connected=True)
+    host.kill()
+    host.world.disconnect(ONE)
+    faults = FaultPlan()
+    faults.fail("journal_delete", OSError(errno.EROFS, "Read-only file system"), times=10_000)
+    await host.boot(faults)
+    await host.quiesce(5)
+    assert not host.engine.owned(ONE)
+    host.kernel.faults.clear()
+    await host.quiesce(40)
+    assert not host.journal().subsystems

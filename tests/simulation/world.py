@@ -54,6 +54,7 @@ class SimWorld:
         self.meddling: Counter[str] = Counter()
         self.forced: dict[str, int] = {}  # staging path that somebody wants unstaged by force → since when
         self.kept: set[str] = set()  # subsystems that the last Unstage was to keep connected
+        self.asked_to_keep: set[str] = set()  # those that may be kept: whether it came so far, or was killed, or not
         self.on_connect: list[Callable[[SimController], None]] = []  # told when somebody else connects
         self.openers: list[Opener] = []
         self.holders: list[Holder] = []
