@@ -1,9 +1,9 @@
 """Kill the daemon in the middle of an operation, at any boundary of it, and look at what the next life makes of it.
 
-For each moment: a life that ends there, then the daemon as it was installed. Within seconds nothing half-done may be
-left, what the daemon says must be what the kernel shows, and the operation is done or undone. Then the same call again
-succeeds, and everything can be taken down. What was written to the volumes meanwhile, and left to the kernel to be
-written to the target, is there when they are staged once more.
+For each moment: a life that ends there, and another one; the last one is the daemon as it was installed. Within seconds
+nothing half-done may be left, what the daemon says must be what the kernel shows, and the operation is done or undone.
+Then the same call again succeeds, and everything can be taken down. What was written to the volumes meanwhile, and left
+to the kernel to be written to the target, is there when they are staged once more.
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ _fresh: dict[int, str] = {}  # what was written last to namespaces of NQN, and n
 
 
 def _write(nsid: int, path: str) -> None:
-    """Write something that was never written before, and leave it to the kernel when the target gets it."""
+    """Write something that was never written before, and leave it to the kernel when the target gets it.
+
+    Raises RuntimeError: what was written there before is lost.
+    """
+    if _stale(nsid, path):
+        raise RuntimeError(_lost_from(nsid))
     text = f"written for the {next(_numbers)}. time\n" * 4096
     if nsid == RAW:
         with open(path, "r+", encoding="ascii") as device:
@@ -235,11 +240,12 @@ def run(name: str, limit: int, timeout: float) -> Report:
     }
     # Starts are cut short several times in a row, each at a later boundary than the one before; that makes them cheap.
     each = 4 if scenario.half else 1
-    for ends in (chosen[index : index + each] for index in range(0, len(chosen), each)):
+    for index in range(0, len(chosen), each):
+        ends, last = chosen[index : index + each], index + each >= len(chosen)
         if time.monotonic() > deadline:
             report["wrong"].append(f"only {len(report['killed'])} of {len(chosen)} within {timeout} s")
             break
-        killed, wrong = _attempt(scenario, ends)
+        killed, wrong = _attempt(scenario, ends, last=last)
         report["killed"] += killed
         report["wrong"] += [f"killed at {', '.join(killed)}: {text}" for text in wrong]
         if wrong:
@@ -264,7 +270,9 @@ def choose(moments: list[list[str]], limit: int) -> list[str]:
 
 
 def _passed(scenario: Scenario) -> list[str]:
-    """What the operation passes when nothing happens; with `half`, what the start after it does."""
+    """What the operation passes when nothing happens; with `half`, what the start after it does. Without, it is done in
+    a life that the first moment can come in.
+    """
     if scenario.half:
         _die_halfway(scenario, mortal.NEVER)
         _settle(scenario)
@@ -281,25 +289,29 @@ def _passed(scenario: Scenario) -> list[str]:
     return passed
 
 
-def _attempt(scenario: Scenario, ends: list[str]) -> tuple[list[str], list[str]]:
-    """Have the operation (or the starts after it) end at these boundaries. Returns those reached, and what is wrong."""
+def _attempt(scenario: Scenario, ends: list[str], *, last: bool) -> tuple[list[str], list[str]]:
+    """Have the operation (or the starts after it) end at these boundaries. Returns those reached, and what is wrong.
+
+    The life after that is the one for the next attempt, should there be one, or an ordinary one.
+    """
+    ordinary = last or bool(scenario.half)
     if scenario.half:
         _die_halfway(scenario, *ends)
     else:
-        _begin(mortal.WAIT)
+        mortal.plan(*([] if last else [mortal.WAIT]))
         scenario.prepare()
         since = bus.mark(LABEL)
         mortal.go(ends[0])
         _call_and_die(scenario)
         _wait_owner(since)
-    last = [life[-1] for life in mortal.lives() if life]
-    killed = [end for end in last if end in (scenario.half, *ends)] or [f"{last[-1]} (after the reply)"]
-    wrong = [] if _ordinary() else ["this is no ordinary daemon"]
+    reached = [life[-1] for life in mortal.lives() if life]
+    killed = [end for end in reached if end in (scenario.half, *ends)] or [f"{reached[-1]} (after the reply)"]
+    wrong = [] if _ordinary() is ordinary else ["this is another daemon than was to be started"]
     wrong = wrong or _settle(scenario) or _again(scenario)
     if not wrong:
         scenario.mend()
         _take_down(scenario)
-        wrong = _settled(lambda: _differences([{}], stranger=False)) or _lost()
+        wrong = _settled(lambda: _differences([{}], stranger=False)) or (_lost() if last else [])
     return killed, wrong
 
 
@@ -356,11 +368,15 @@ def _lost() -> list[str]:
     paths = {nsid: f"{SRV}/look-{nsid}" for nsid in _fresh}
     for nsid, path in paths.items():
         _succeeds(_stage(nsid, path, type="block" if nsid == RAW else "filesystem"))
-    wrong = [f"what was written to namespace {nsid} is lost" for nsid, path in paths.items() if _stale(nsid, path)]
+    wrong = [_lost_from(nsid) for nsid, path in paths.items() if _stale(nsid, path)]
     for path in paths.values():
         _succeeds(bus.unstage(path))
     _fresh.clear()
     return wrong
+
+
+def _lost_from(nsid: int) -> str:
+    return f"what was written to namespace {nsid} is lost"
 
 
 def _stale(nsid: int, path: str) -> bool:

@@ -2,7 +2,8 @@
 
 What the daemon asks of the kernel and writes to its files is wrapped from outside, so that each call has a boundary
 before it and one after it. At the boundary that the test names, the process kills itself with SIGKILL. Each plan is
-good for one life; without one the service runs the daemon as it was installed.
+good for one life; without one the service runs the daemon as it was installed. A life that waits for the name of its
+boundary is otherwise as good as any: what an earlier one left behind can be looked at in it.
 
 This file is imported by the tests, which plan, and executed by the service.
 """
@@ -23,12 +24,12 @@ from typing import Any
 
 HOME = Path("/run/vm/mortal")
 PLAN = HOME / "plan"  # JSON: one boundary for each of the next lives
-GO = HOME / "go"  # where to end in a life that was to wait for this
+GO = HOME / "go"  # where to end from now on
 TRACE = HOME / "trace"  # every boundary passed, a line each
 
-WAIT = ""  # count from when GO is there, and not before
+WAIT = ""  # count from GO, and not before
 NEVER = "*"  # pass all of them
-BORN = "born"  # the line in the trace that begins a life counted from its start
+BORN = "born"  # the line in the trace at which the counting begins: a life's start, or its GO
 
 DROP_IN = Path("/run/systemd/system/nvmeofd.service.d/mortal.conf")
 COMMAND = f"test -e {PLAN} && exec /usr/bin/python3 -sP {os.path.abspath(__file__)} || exec /usr/libexec/nvmeofd"
@@ -54,18 +55,21 @@ def install() -> None:
 
 def plan(*ends: str) -> None:
     """Where the next lives end, one after the other; the one after them is an ordinary one."""
-    for path in (GO, TRACE):
-        path.unlink(missing_ok=True)
-    _replace(PLAN, json.dumps(ends))
+    GO.unlink(missing_ok=True)
+    TRACE.write_text("", encoding="utf-8")  # the life that there is goes on writing to this file
+    if ends:
+        _replace(PLAN, json.dumps(ends))
+    else:
+        PLAN.unlink(missing_ok=True)
 
 
 def go(end: str) -> None:
-    """From now on boundaries count in the life that waits for it."""
+    """From now on boundaries count in the life that there is, until this one."""
     _replace(GO, end)
 
 
 def lives() -> list[list[str]]:
-    """The boundaries that each life of the plan counted."""
+    """The boundaries that were counted since the plan was made, life by life."""
     result: list[list[str]] = [[]]
     with contextlib.suppress(FileNotFoundError):
         for line in TRACE.read_text(encoding="utf-8").split("\n")[:-1]:
@@ -124,6 +128,7 @@ class _Life:
         self._end = end
         self._started = False
         self._seen: Counter[str] = Counter()
+        self._remove = os.unlink  # without boundaries
         self._lock = threading.Lock()
         self._trace = os.open(TRACE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         if self._counts:
@@ -131,7 +136,9 @@ class _Life:
 
     def boundary(self, name: str) -> None:
         with self._lock:
-            if not self._counts and not self._released(name):
+            self._listen()
+            self._started = self._started or name == "ready>"
+            if not self._counts:
                 return
             self._seen[name] += 1
             unique = f"{name} {self._seen[name]}"
@@ -139,14 +146,18 @@ class _Life:
             if unique == self._end:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def _released(self, name: str) -> bool:
-        """Whether it is time to count; not before the start is over, which nobody waits for to its very end."""
-        if self._started:
-            with contextlib.suppress(FileNotFoundError):
-                self._end = GO.read_text(encoding="utf-8")
-                self._counts = True
-        self._started = self._started or name == "ready>"
-        return self._counts
+    def _listen(self) -> None:
+        """Begin to count if it is time; not before the start is over, which nobody waits for to its very end."""
+        if not self._started:
+            return
+        try:
+            self._end = GO.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        self._remove(GO)  # not for the next life
+        self._counts = True
+        self._seen.clear()
+        os.write(self._trace, f"{BORN}\n".encode())
 
 
 def _wrapped(inner: Callable[..., Any], life: _Life, describe: Callable[..., str]) -> Callable[..., Any]:
