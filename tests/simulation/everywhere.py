@@ -131,10 +131,8 @@ GARBAGE = Scenario("format-garbage", SCENARIOS["format"].act, with_garbage, agai
 AWAITED = Scenario("unstage-before-a-stage", unstage_before_a_stage, stage_ext4)
 NAMES = Scenario("names-change-hands", lambda h: h.unstage("/srv/new"), lose_name, again=False)
 # What is connected is not a path of the subsystem that was asked for, or not for a long time.
-ASTRAY = (
-    Scenario("stage-with-another-nqn", stage_ext4, give_another_nqn, again=False),
-    Scenario("stage-with-paths-that-come-late", stage_ext4, connect_late, again=False),
-)
+OTHER_NQN = Scenario("stage-with-another-nqn", stage_ext4, give_another_nqn, again=False)
+LATE = Scenario("stage-with-paths-that-come-late", stage_ext4, connect_late, again=False)
 FLOOD = Scenario("flood", ask_for_much, again=False)
 FORCE = Scenario("force", lambda h: h.unstage("/srv/new", force=True), stage_ext4)
 

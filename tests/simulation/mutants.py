@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.simulation import everywhere, histories, test_force, test_misfortunes, test_renamed, test_same_volume
-from tests.simulation.everywhere import AWAITED, BOUND, FLOOD, GARBAGE, NAMES, SCENARIOS, Case
+from tests.simulation.everywhere import AWAITED, BOUND, FLOOD, GARBAGE, LATE, NAMES, OTHER_NQN, SCENARIOS, Case
 
 
 class DoesNotApply(Exception):
@@ -326,6 +326,24 @@ MUTANTS = (
             ),
         ),
         points(everywhere.crashes, STAGE),
+    ),
+    Mutant(
+        "not-a-path-is-forgotten",
+        "a connection that is no path of its subsystem yet is nobody's once it is",
+        (
+            Edit(
+                "operations.ownership:Ownership.prune",
+                "if owned in there and owned not in astray",
+                "if owned in present",
+            ),
+        ),
+        points(everywhere.as_it_is, LATE),
+    ),
+    Mutant(
+        "path-of-another-is-forgotten",
+        "a connection to a target that gives another NQN is never undone",
+        (Edit("operations.ownership:Ownership._moved", "if found and other.nqn != nqn:", "if False:"),),
+        points(everywhere.as_it_is, OTHER_NQN),
     ),
     Mutant(
         "mount-before-intent",

@@ -11,13 +11,14 @@ import pytest
 from nvmeofd.errors import InUse, NvmeofdError
 from tests.simulation.clock import run
 from tests.simulation.everywhere import (
-    ASTRAY,
     AWAITED,
     BOUND,
     FLOOD,
     FORCE,
     GARBAGE,
+    LATE,
     NAMES,
+    OTHER_NQN,
     SCENARIOS,
     USERS,
     Case,
@@ -87,7 +88,7 @@ def test_delay(scenario: Scenario, seconds: int) -> None:
     check(delays(scenario, seconds))
 
 
-@pytest.mark.parametrize("scenario", ASTRAY, ids=str)
+@pytest.mark.parametrize("scenario", [OTHER_NQN, LATE], ids=str)
 @pytest.mark.parametrize("wrong", [failures, failing_reads, blind, cancels, hangs])
 def test_not_a_path(scenario: Scenario, wrong: Callable[[Scenario], Iterable[Case]]) -> None:
     """The one thing that has to be known is what the kernel answered to the connect."""
