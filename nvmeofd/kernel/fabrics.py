@@ -139,9 +139,9 @@ class Fabrics:
                 os.write(fd, text.encode())
             except OSError as error:
                 raise _connect_error(error) from error
-            # The open file keeps the controller, and that its name (nvmf_dev_release, drivers/nvme/host/fabrics.c;
-            # nvme_free_ctrl, core.c). Deleted by somebody it is not in sysfs any more, but no other one can be there
-            # under this name before the file is closed.
+            # The open file holds on to the controller, and the controller to its name (nvmf_dev_release,
+            # drivers/nvme/host/fabrics.c; nvme_free_ctrl, core.c). So what sysfs has under that name before the file is
+            # closed is this controller, or nothing, if somebody has deleted it.
             return self._connected(os.read(fd, 4096).decode("ascii", "replace"))
         finally:
             os.close(fd)
