@@ -192,8 +192,8 @@ async def _connect_one(core: Core, job: Job, request: StageRequest, host: HostId
             log.warning("%s: cannot tell what became of %s: %s", job, made.name, error)
         raise ConnectError(
             errno.ENODEV,
-            f"{made.name} was connected and is not a path of the subsystem: somebody has deleted it, the kernel has not "
-            "finished connecting it, or the target gives another NQN",
+            f"{made.name} was connected and is not a path of the subsystem: somebody has deleted it, the kernel has "
+            "not finished connecting it, or the target gives another NQN",
         )
     log.info("%s: connected %s as %s", job, address, made.name)
 
