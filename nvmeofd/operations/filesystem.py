@@ -165,9 +165,9 @@ async def _undo(core: Core, job: Job, record: FormatRecord, namespace: Namespace
 async def undo_format(core: Core, job: Job, record: FormatRecord) -> None:
     """After a crash in the middle of a mkfs: wipe off what it left, if it is certain that it is just that.
 
-    The disk must be the same incarnation (it was not disconnected since), the crash recent, nobody may use the disk,
-    and either nothing is found on it or the very filesystem that was being made. In doubt it is left as it is, and is
-    not blank.
+    The disk must be the same incarnation (it was not disconnected since), of the same size (nobody has done anything
+    with it since), the crash recent, nobody may use the disk, and either nothing is found on it or the very filesystem
+    that was being made. In doubt it is left as it is: should mkfs have ended, there may be data on it by now.
     """
     subsystem = core.kernel.subsystem(record.nqn)
     found = subsystem.identified(record.wwid) if subsystem else ()

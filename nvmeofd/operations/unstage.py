@@ -123,13 +123,13 @@ async def _unmount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
     record = core.journal.volumes[path]
     if record.phase is not Phase.FORCING:
         core.journal.put_volume(replace(record, phase=Phase.UNSTAGING, volume=volume))
-    volume = replace(volume, mount_id=own.mount_id)  # this one is to go, whichever of them it is
+    going = replace(volume, mount_id=own.mount_id)  # this one is to go, whichever of them it is
     try:
         await umount(core, job, volume, own)
     except CommandError as error:
         look_again(core, error)
-        refuse_moved(core, volume)
-        if own_mount(core, volume) is not None:
+        refuse_moved(core, going)
+        if own_mount(core, going) is not None:
             forced = core.journal.volumes[path].phase is Phase.FORCING
             hint = "; its subsystem is disconnected: end who works in it and unstage it again" if forced else ""
             raise UnmountFailed(f"{path}: {error}{hint}") from error
@@ -138,6 +138,6 @@ async def _unmount(core: Core, job: Job, volume: Volume, own: Mount) -> None:
         # umount(8) was killed, but the kernel may have finished its part: then the rest is done too
         core.cache.doubt()
         core.cache.refresh()
-        if not job.stopping or own_mount(core, volume) is not None or find_moved(core, volume) is not None:
+        if not job.stopping or own_mount(core, going) is not None or find_moved(core, going) is not None:
             raise
     core.cache.refresh()

@@ -265,6 +265,28 @@ async def test_deletion_that_hangs(host: Host) -> None:
 
 
 @simulated()
+async def test_killed_while_it_is_mounted_over_and_alive_after_all(host: Host) -> None:
+    """Somebody has mounted the same volume over it. The daemon's own mount is not forgotten for his."""
+    await host.stage(ONE, EXT4, PATHS, PATH)
+    host.world.mount(host.world.head(ONE, 1), PATH)
+    cut(host)
+    host.start_unstage(PATH)
+    await host.quiesce(1)
+    host.kernel.faults.crash("journal_write", detail="volume", after=True)
+    with pytest.raises(Died):
+        await host.unstage(PATH, force=True)
+    host.world.hide()
+    await host.boot()
+    await host.quiesce(5)
+    host.world.disconnect(ONE)
+    await host.quiesce(5)
+    host.world.unmount(PATH)
+    await host.quiesce(5)
+    await host.unstage(PATH)
+    assert not host.world.mounts.at(PATH)
+
+
+@simulated()
 async def test_not_with_keep_connected(host: Host) -> None:
     with pytest.raises(InvalidArgument, match="force"):
         await host.unstage(PATH, force=True, keep_connected=True)

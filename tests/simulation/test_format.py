@@ -81,6 +81,20 @@ async def test_what_was_used_after_a_crash_is_not_wiped_off(host: Host) -> None:
     assert host.world.fabric.targets[ONE].namespaces[3].fstype == "ext4"
 
 
+@simulated()
+async def test_grown_after_a_crash_is_not_wiped_off(host: Host) -> None:
+    """Somebody has done something with what a mkfs made whose end the daemon did not live to see."""
+    host.kernel.faults.crash("finish_filesystem", after=True)
+    with pytest.raises(Died):
+        await host.stage(ONE, BLANK, PATHS, "/srv/a", format="if-empty")
+    disk = host.world.head(ONE, 3).disk
+    host.world.grow_namespace(ONE, 3, disk.size * 2)
+    await host.quiesce(5)
+    await host.boot()
+    await host.quiesce(70)
+    assert disk.fstype
+
+
 def used_once_made(host: Host) -> None:
     """When mkfs has ended, somebody mounts the filesystem in a mount namespace that is gone soon after."""
 

@@ -83,7 +83,9 @@ class SimWorld:
         self.fabric.announce(nqn)
 
     def grow_namespace(self, nqn: str, nsid: int, size: int) -> None:
-        self.fabric.targets[nqn].namespaces[nsid].size = size
+        disk = self.fabric.targets[nqn].namespaces[nsid]
+        disk.size = size
+        disk.unfinished = False  # after a crash, what a mkfs has left there is for people to deal with from now on
         self.fabric.announce(nqn)
 
     # ---- looking
