@@ -40,8 +40,7 @@ BUSY = (
     "/usr/share/doc",
 )
 
-# What depends on the release: dpkg's and systemd's part in it. The scripts of the package are the same on both.
-both = pytest.mark.parametrize("kernel", ["debian13", "debian12"], indirect=True, scope="module")
+pytestmark = pytest.mark.parametrize("kernel", ["debian13", "debian12"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +167,6 @@ RUNS = {
 }
 
 
-@both
 def test_install_starts_and_enables_it(clean: Guest, package: Path) -> None:
     dpkg_install(clean, package)
     assert state(clean) == RUNS
@@ -177,7 +175,6 @@ def test_install_starts_and_enables_it(clean: Guest, package: Path) -> None:
     clean.run(["/var/tmp/volume"])
 
 
-@both
 def test_upgrade_and_back_with_volumes_staged(daemon: Daemon, package: Path, newer: Path) -> None:
     guest = daemon.guest
     staged = Staged.now(daemon)
@@ -212,7 +209,6 @@ def test_removed_and_purged_with_volumes_staged(daemon: Daemon, package: Path) -
     staged.unstage()
 
 
-@both
 def test_purge_leaves_nothing(clean: Guest, package: Path) -> None:
     before = everything(clean)
     install(clean, package)
@@ -248,7 +244,6 @@ def everything(guest: Guest) -> set[str]:
     return set(guest.run(f"{listing}; {content}; {helper}", timeout=120.0).out.splitlines())
 
 
-@both
 def test_sandbox(daemon: Daemon) -> None:
     """It is as tight as a service can be that mounts where the host sees it."""
     guest = daemon.guest
