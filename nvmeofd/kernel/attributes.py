@@ -127,11 +127,9 @@ def present(read: Callable[[str], T], path: str) -> T | None:
 def exists(path: str) -> bool:
     """Whether something is there, symbolic links followed. Raises OSError when that cannot be told."""
     try:
-        os.stat(path)
-    except OSError as error:
-        if error.errno in GONE:
-            return False
-        raise
+        instance_at(path)
+    except Gone:
+        return False
     return True
 
 

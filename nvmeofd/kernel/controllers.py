@@ -24,8 +24,12 @@ class Controllers:
             names = os.listdir(self._root)
         except FileNotFoundError:  # nvme_core is not loaded
             return frozenset()
-        found = ((name, present(instance_at, f"{self._root}/{name}")) for name in names)
-        return frozenset(ControllerId(name, instance) for name, instance in found if instance is not None)
+        return frozenset(found for name in names if (found := self.named(name)) is not None)
+
+    def named(self, name: str) -> ControllerId | None:
+        """The controller that has this name now. Raises OSError."""
+        instance = present(instance_at, f"{self._root}/{name}")
+        return None if instance is None else ControllerId(name, instance)
 
     async def rescan(self, controller: Controller) -> None:
         """Have the namespaces scanned again; the scan itself goes on in the kernel. Raises OSError, DeviceChanged."""
@@ -47,18 +51,14 @@ class Controllers:
             OSError: EBUSY while the controller is being connected for the first time (kernels since 5.12).
         """
         await in_thread(lambda: self._write(controller, "delete_controller"), name=f"delete {controller.name}")
-        if not self._exists(controller):
+        if self.named(controller.name) != controller.id:
             return
         changed = asyncio.Event()
         with DeviceMonitor(lambda _: changed.set()).attach():
             # The link in the class goes before the event is sent (device_del, drivers/base/core.c).
-            while self._exists(controller):
+            while self.named(controller.name) == controller.id:
                 await changed.wait()
                 changed.clear()
-
-    def _exists(self, controller: Controller) -> bool:
-        """Whether this very controller is still there. Raises OSError."""
-        return present(instance_at, f"{self._root}/{controller.name}") == controller.instance
 
     def _write(self, controller: Controller, attribute: str, value: str = "1") -> bool:
         """Write to an attribute of this very controller. False when it is gone. Raises OSError."""

@@ -9,7 +9,7 @@ import socket
 from dataclasses import replace
 
 from nvmeofd.addresses import Address, Transport, normal_ip
-from nvmeofd.kernel.attributes import Gone, instance_at
+from nvmeofd.kernel.controllers import Controllers
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters
 from nvmeofd.kernel.probe import probe
 from nvmeofd.kernel.threads import CannotStart, in_thread
@@ -88,9 +88,9 @@ def build_options(parameters: ConnectParameters) -> dict[str, str | None]:
 class Fabrics:
     """The character device that makes controllers."""
 
-    def __init__(self, dev: str, sys: str) -> None:
+    def __init__(self, dev: str, controllers: Controllers) -> None:
         self._path = f"{dev}/nvme-fabrics"
-        self._controllers = f"{sys}/class/nvme"
+        self._controllers = controllers
         self._options: frozenset[str] | None = None
 
     async def connect(self, parameters: ConnectParameters) -> ControllerId:
@@ -152,10 +152,10 @@ class Fabrics:
         if match is None:
             raise OSError(errno.EPROTO, f"connected, but the kernel answered {answer[:64]!r}")
         name = f"nvme{match[1]}"
-        try:
-            return ControllerId(name, instance_at(f"{self._controllers}/{name}"))
-        except Gone as error:
-            raise ConnectError(errno.ENODEV, f"{name} was connected and vanished at once") from error
+        made = self._controllers.named(name)
+        if made is None:
+            raise ConnectError(errno.ENODEV, f"{name} was connected and vanished at once")
+        return made
 
     def _supported(self) -> frozenset[str]:
         # Once: reading them waits for a connect that is under way (nvmf_dev_show() takes nvmf_dev_mutex).

@@ -43,7 +43,7 @@ class LinuxKernel:
         self._commands = commands or Commands()
         self._sysfs = Sysfs(self._roots.sys)
         self._controllers = Controllers(self._roots.sys)
-        self._fabrics = fabrics.Fabrics(self._roots.dev, self._roots.sys)
+        self._fabrics = fabrics.Fabrics(self._roots.dev, self._controllers)
         self._registry = Registry(self._roots.run_nvme, self._roots.sys)
         self._identity = Identity(self._roots)
         self._mounts = MountTable(self._roots.proc)

@@ -125,8 +125,10 @@ class Ownership:
     def _claim_registry(self, controller: ControllerId, *, unless_owned: bool = False) -> None:
         name = controller.name
         try:
+            if unless_owned and self._kernel.registry_owner(name) is not None:
+                return
             # the registry knows names only, and this one may be another controller's by now
-            if controller in self._kernel.controllers() and not (unless_owned and self._kernel.registry_owner(name)):
+            if controller in self._kernel.controllers():
                 self._kernel.registry_claim(name)
         except OSError as error:
             log.warning("cannot put the name of this daemon on %s in the registry: %s", name, error)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nvmeofd.addresses import Address
 from nvmeofd.kernel import fabrics, host, tools
+from nvmeofd.kernel.controllers import Controllers
 from nvmeofd.kernel.interface import ConnectError, ConnectParameters, Content
 from nvmeofd.kernel.registry import Registry
 from nvmeofd.model import ControllerId, DeviceNumber, HostIdentity
@@ -65,14 +66,14 @@ def test_options_of_a_connection() -> None:
 def test_an_option_that_the_kernel_does_not_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nvme-fabrics").write_text(LISTED)
     with pytest.raises(ConnectError, match="data_digest") as caught:
-        asyncio.run(fabrics.Fabrics(str(tmp_path), "/sys").connect(parameters(data_digest=True)))
+        asyncio.run(fabrics.Fabrics(str(tmp_path), Controllers(str(tmp_path))).connect(parameters(data_digest=True)))
     assert caught.value.errno == errno.EINVAL
     assert (tmp_path / "nvme-fabrics").read_text() == LISTED, "nothing was written"
 
 
 def test_without_the_module(tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="nvme_fabrics") as caught:
-        asyncio.run(fabrics.Fabrics(str(tmp_path), "/sys").connect(parameters()))
+        asyncio.run(fabrics.Fabrics(str(tmp_path), Controllers(str(tmp_path))).connect(parameters()))
     assert caught.value.errno == errno.ENOENT
 
 
@@ -82,7 +83,7 @@ def answering(root: Path, answer: str) -> fabrics.Fabrics:
     listed = ",".join(f"{name}=%s" for name in options)
     written = ",".join(f"{name}={value}" for name, value in options.items())
     (root / "nvme-fabrics").write_text(f"{listed},".ljust(len(written), ",") + answer)
-    return fabrics.Fabrics(str(root), str(root))
+    return fabrics.Fabrics(str(root), Controllers(str(root)))
 
 
 def test_connected_controller_is_known_by_its_instance(tmp_path: Path) -> None:
