@@ -25,6 +25,9 @@ from nvmeofd.operations.volumes import Volume
 
 # News about subsystems come in bursts: they are looked at together, this many seconds after the first.
 RESCAN_DELAY = 0.05
+# And not before so many times as long have passed as the last look took: the loop stands still meanwhile, and while
+# there is news without end it must have most of its time for other things.
+RESCAN_PAUSE = 3
 # After a look that failed none is made for so long, and then one by itself: the news may all have been sent.
 RETRY_DELAY = 0.5
 
@@ -54,6 +57,7 @@ class BusService:
         self._core: Core | None = None
         self._subsystems: dict[str, SubsystemObject] = {}
         self._stale = False
+        self._look_took = 0.0
         self._blind_until = 0.0  # by the clock of the loop; 0 unless the last look failed
         self._rescan_alarm = Alarm(self._settle)
         connection.on_signal = self._on_signal
@@ -120,7 +124,7 @@ class BusService:
 
     def subsystems_changed(self) -> None:
         self._stale = True
-        self._schedule(RESCAN_DELAY)
+        self._schedule(max(RESCAN_DELAY, RESCAN_PAUSE * self._look_took))
 
     def _schedule(self, delay: float) -> None:
         if self._core is not None:
@@ -142,6 +146,7 @@ class BusService:
         if loop.time() < self._blind_until:
             self._schedule(0.0)
             return
+        start = loop.time()
         try:
             self._rescan(core)
         except OSError as error:
@@ -153,6 +158,7 @@ class BusService:
             self._schedule(0.0)
         else:
             self._blind_until = 0.0
+        self._look_took = loop.time() - start
 
     def _rescan_one_by_one(self, core: Core) -> None:
         """The subsystems that are known already, and those of volumes: others wait until all can be read."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 from nvmeofd.model import DeviceNumber
 
@@ -32,7 +31,7 @@ class Gone(Exception):
 
 
 class Directory:
-    """The open directory of a device in sysfs, or of an item in configfs."""
+    """The open directory of a device in sysfs, or of an item in configfs. A context manager: closed at the end."""
 
     def __init__(self, path: str) -> None:
         """Follows symbolic links, as the classes consist of them. Raises Gone, OSError."""
@@ -44,23 +43,21 @@ class Directory:
             if error.errno in GONE:
                 raise Gone(path) from error
             raise
-        self.instance = os.fstat(self.fd).st_ino
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+
+    @property
+    def instance(self) -> int:
+        """What tells the device from others of its name, see ControllerId. Raises OSError."""
+        return os.fstat(self.fd).st_ino
 
     def read(self, name: str) -> str | None:
         """An attribute without the line end, None when there is no such attribute. Raises OSError."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
-            try:
-                # An attribute has at most a page and is read in one go (fs/sysfs/file.c).
-                return os.fsdecode(os.read(fd, 1 << 16)).rstrip("\n")
-            finally:
-                os.close(fd)
-        except OSError as error:
-            # One that is being removed cannot be opened, or read, any more: ENODEV (fs/kernfs/file.c).
-            if error.errno in GONE:
-                return None
-            # a descriptor has no path, and whoever reads the message needs one
-            raise OSError(error.errno, error.strerror, f"{self.path}/{name}") from error
+        return _contents(f"{self.path}/{name}", name, self.fd)
 
     def need(self, name: str) -> str:
         """An attribute that every such device has. Raises Gone, OSError."""
@@ -71,11 +68,7 @@ class Directory:
 
     def parsed(self, name: str, parse: Callable[[str], T]) -> T:
         """An attribute that every such device has, parsed. Raises Gone, OSError (EINVAL: not of that form)."""
-        text = self.need(name)
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise OSError(errno.EINVAL, f"{self.path}/{name} contains {text[:64]!r}") from error
+        return _parsed(f"{self.path}/{name}", self.need(name), parse)
 
     def device_number(self) -> DeviceNumber:
         """The device number. Raises Gone, OSError."""
@@ -91,14 +84,29 @@ class Directory:
             raise
 
 
-@contextmanager
-def open_directory(path: str) -> Iterator[Directory]:
-    """The directory, closed at the end. Raises Gone, OSError."""
-    directory = Directory(path)
+def _contents(path: str, name: str, directory: int | None) -> str | None:
+    """The attribute at ``path``, which is ``name`` in an open directory. None when there is none. Raises OSError."""
     try:
-        yield directory
-    finally:
-        os.close(directory.fd)
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            # An attribute has at most a page and is read in one go (fs/sysfs/file.c).
+            return os.fsdecode(os.read(fd, 1 << 16)).rstrip("\n")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        # One that is being removed cannot be opened, or read, any more: ENODEV (fs/kernfs/file.c).
+        if error.errno in GONE:
+            return None
+        # a descriptor has no path, and whoever reads the message needs one
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def _parsed(path: str, text: str, parse: Callable[[str], T]) -> T:
+    """Raises OSError (EINVAL)."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"{path} contains {text[:64]!r}") from error
 
 
 def present(read: Callable[[str], T], path: str) -> T | None:
@@ -145,5 +153,8 @@ def instance_at(path: str) -> int:
 
 def number_at(path: str) -> DeviceNumber:
     """The device number of the device at ``path``. Raises Gone, OSError."""
-    with open_directory(path) as directory:
-        return directory.device_number()
+    attribute = f"{path}/dev"  # one alone needs no directory
+    text = _contents(attribute, attribute, None)
+    if text is None:
+        raise Gone(attribute)
+    return _parsed(attribute, text, DeviceNumber.parse)

@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Collection, Iterator
 
-from nvmeofd.kernel.attributes import Directory, Gone, number_at, open_directory
+from nvmeofd.kernel.attributes import Directory, Gone, number_at
 from nvmeofd.kernel.blockdev import block_number
 from nvmeofd.kernel.interface import OpenFile
 from nvmeofd.model import DeviceNumber
@@ -46,7 +46,7 @@ def _loops(sys: str, dev: str) -> Iterator[tuple[str, DeviceNumber]]:
         if not name.startswith("loop"):
             continue
         try:
-            with open_directory(f"{sys}/block/{name}/loop") as loop:  # there while it is set up
+            with Directory(f"{sys}/block/{name}/loop") as loop:  # there while it is set up
                 number = _backing_device(f"{dev}/{name}", loop)
         except Gone:
             continue
@@ -87,7 +87,7 @@ def _exports(sys: str) -> Iterator[tuple[str, DeviceNumber]]:
 def _exported(path: str) -> str:
     """What a namespace of the target is made of, "" when it is not enabled, or removed. Raises OSError."""
     try:
-        with open_directory(path) as namespace:
+        with Directory(path) as namespace:
             return (namespace.read("device_path") or "") if namespace.read("enable") == "1" else ""
     except Gone:
         return ""

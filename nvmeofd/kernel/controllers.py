@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from nvmeofd.kernel.attributes import GONE, Gone, instance_at, open_directory, present
+from nvmeofd.kernel.attributes import GONE, Directory, Gone, instance_at, present
 from nvmeofd.kernel.interface import DeviceChanged
 from nvmeofd.kernel.threads import in_thread
 from nvmeofd.kernel.uevents import DeviceMonitor
@@ -65,7 +65,7 @@ class Controllers:
         try:
             # The open directory stays that of this controller. When it is removed, and another one gets its name,
             # opening an attribute relative to it fails.
-            with open_directory(f"{self._root}/{controller.name}") as directory:
+            with Directory(f"{self._root}/{controller.name}") as directory:
                 if directory.instance != controller.instance or directory.need("subsysnqn") != controller.nqn:
                     return False
                 fd = os.open(attribute, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory.fd)

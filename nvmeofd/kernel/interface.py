@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
@@ -192,7 +192,6 @@ class Event:
     action: str = ""
     subsystem: str = ""  # "block", "nvme", "nvme-subsystem"
     name: str = ""
-    properties: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 class LockedDevice(Protocol):

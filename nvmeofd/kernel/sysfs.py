@@ -6,7 +6,7 @@ import errno
 import os
 import re
 
-from nvmeofd.kernel.attributes import Directory, Gone, number_at, open_directory, present
+from nvmeofd.kernel.attributes import Directory, Gone, number_at, present
 from nvmeofd.model import BlockDevice, Controller, DeviceNumber, Namespace, Subsystem
 
 SECTOR = 512  # bytes; the unit of "size" in sysfs whatever the device's block size (include/linux/blk_types.h)
@@ -57,7 +57,7 @@ class Sysfs:
 
     def _subsystem(self, path: str, wanted: str | None) -> Subsystem | None:
         """The subsystem at ``path``, None when another one is wanted, or it is not complete yet."""
-        with open_directory(path) as directory:
+        with Directory(path) as directory:
             nqn = directory.read("subsysnqn")
             if nqn is None and any(map(_MEMBER.match, directory.names())):
                 raise Gone(f"{path}/subsysnqn")
@@ -88,7 +88,7 @@ class Sysfs:
             return Subsystem(nqn, name, tuple(controllers), tuple(namespaces))
 
     def _controller(self, path: str, nqn: str) -> Controller:
-        with open_directory(path) as directory:
+        with Directory(path) as directory:
             said = parse_uevent(directory.need("uevent"))
             return Controller(
                 name=os.path.basename(path),
@@ -107,7 +107,7 @@ class Sysfs:
     # ---- namespaces
 
     def _namespaces(self, place: str, nqn: str) -> tuple[Namespace, ...]:
-        with open_directory(place) as directory:
+        with Directory(place) as directory:
             entries = [name for name in directory.names() if _DISK.fullmatch(name)]
         disks = (present(lambda path: self._namespace(path, nqn), f"{place}/{name}") for name in entries)
         return tuple(disk for disk in disks if disk is not None)
@@ -117,7 +117,7 @@ class Sysfs:
         return present(lambda path: self._namespace(path, ""), f"{self._root}/class/block/{name}")
 
     def _namespace(self, path: str, nqn: str) -> Namespace | None:
-        with open_directory(path) as directory:
+        with Directory(path) as directory:
             if directory.need("hidden") == "1":
                 return None
             number = directory.device_number()
@@ -148,10 +148,10 @@ class Sysfs:
 
     @staticmethod
     def _partitions(disk: Directory) -> tuple[BlockDevice, ...]:
-        base = os.path.basename(disk.path)
+        prefix = os.path.basename(disk.path) + "p"
         found = []
         for name in disk.names():
-            if not re.fullmatch(re.escape(base) + r"p\d+", name):
+            if not (name.startswith(prefix) and name[len(prefix) :].isdecimal()):
                 continue
             number = present(number_at, f"{disk.path}/{name}")
             if number is not None:
@@ -168,7 +168,7 @@ class Sysfs:
         """(device, holder) for the disk and its partitions as they are now. Raises OSError, also when it is gone."""
         path = f"{self._root}/class/block/{namespace.name}"
         try:
-            with open_directory(path) as disk:
+            with Directory(path) as disk:
                 if (disk.device_number(), disk.parsed("diskseq", int)) != (namespace.number, namespace.diskseq):
                     raise Gone(path)
                 devices = [namespace.name, *(part.name for part in self._partitions(disk))]
@@ -183,7 +183,7 @@ class Sysfs:
 
     @staticmethod
     def _holders(path: str) -> list[str]:
-        with open_directory(f"{path}/holders") as directory:
+        with Directory(f"{path}/holders") as directory:
             return directory.names()
 
     def btrfs_siblings(self, device: str) -> frozenset[str]:
@@ -235,7 +235,7 @@ def hex_digits(text: str) -> str:
 
     sysfs has blanks in ``eui`` (%8ph) and hyphens in ``uuid`` and ``nguid`` (%pU).
     """
-    digits = re.sub(r"[\s-]", "", text).lower()
+    digits = "".join(text.split()).replace("-", "").lower()
     return digits if digits.strip("0") else ""
 
 

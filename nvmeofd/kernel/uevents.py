@@ -80,11 +80,7 @@ class DeviceMonitor:
 
 
 def _event(device: Any) -> Event:
-    try:
-        properties = tuple(sorted((str(key), str(value)) for key, value in device.properties.items()))
-    except UnicodeDecodeError:  # a property is whatever bytes a driver made it
-        properties = ()
-    return Event(EventKind.DEVICE, device.action or "", device.subsystem or "", device.sys_name, properties)
+    return Event(EventKind.DEVICE, device.action or "", device.subsystem or "", device.sys_name)
 
 
 class MountWatcher:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from nvmeofd.bus.messages import OBJECT_MANAGER, PROPERTIES, DBusError, Message
 from nvmeofd.bus.paths import ROOT, job_path, subsystem_path, volume_path
 from nvmeofd.errors import MountFailed
-from nvmeofd.model import Step, VolumeState
+from nvmeofd.model import Step, Subsystem, VolumeState
 from tests.bus.fake import NQN, FakeCore, subsystem, volume
 from tests.bus.harness import Client, PrivateBus, body, busctl_json, client, service
 
@@ -203,6 +205,27 @@ async def test_news_in_a_burst_cost_one_look(bus: PrivateBus) -> None:
             await caller.get_all(ROOT, "org.nvmeofd1.Manager")
         assert core.scans == before + 1
         assert not running._rescan_alarm.is_set()
+
+
+async def test_news_without_end_leave_time_for_other_things(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = FakeCore()
+    quick = core.subsystems
+
+    def slow() -> tuple[Subsystem, ...]:
+        time.sleep(0.1)
+        return quick()
+
+    monkeypatch.setattr(core, "subsystems", slow)
+    async with service(bus, core) as running, client(bus) as caller:
+        await caller.subscribe()
+        core.connect(subsystem())
+        await caller.signal("InterfacesAdded")
+        now = asyncio.get_running_loop().time()
+        core.connect(subsystem(OTHER))
+        timer = running._rescan_alarm._timer
+        assert timer is not None
+        assert timer.when() >= now + 0.2
+        await caller.signal("InterfacesAdded")
 
 
 async def test_a_subsystem_is_there_as_soon_as_its_news(bus: PrivateBus) -> None:

@@ -114,7 +114,7 @@ class Fabric:
             self._world.emit_device("add", "nvme-subsystem", subsystem.name)
         controller.subsystem = subsystem
         subsystem.controllers.append(controller)
-        self._world.emit_device("change", "nvme", controller.name, NVME_EVENT="connected")
+        self._world.emit_device("change", "nvme", controller.name)
         target = self.targets.get(subsystem.nqn)
         if target is not None and not target.silent:
             self._world.later(self._world.scan_delay(), lambda: self.scan(controller))
@@ -170,7 +170,7 @@ class Fabric:
         for controller in self.controllers():
             if place_of(controller.address) == address and controller.state == "connecting":
                 controller.state, controller.live_since = "live", self._world.tick()
-                self._world.emit_device("change", "nvme", controller.name, NVME_EVENT="connected")
+                self._world.emit_device("change", "nvme", controller.name)
                 self._world.later(self._world.scan_delay(), lambda c=controller: self.scan(c))  # type: ignore[misc]
         self._world.changed()
 
@@ -212,7 +212,7 @@ class Fabric:
         if head.size != disk.size:
             self._world.meddling["disks"] += 1
             head.size = disk.size
-            self._world.emit_device("change", "block", head.name, RESIZE="1")
+            self._world.emit_device("change", "block", head.name)
 
     def _new_head(self, subsystem: SimSubsystem, nsid: int, disk: Disk) -> SimHead:
         index = subsystem.head_pool.take()

@@ -343,8 +343,8 @@ class SimWorld:
             self._waiters.append(waiter)
             await waiter
 
-    def emit_device(self, action: str, subsystem: str, name: str, **properties: str) -> None:
-        self.emit(Event(EventKind.DEVICE, action, subsystem, name, tuple(properties.items())))
+    def emit_device(self, action: str, subsystem: str, name: str) -> None:
+        self.emit(Event(EventKind.DEVICE, action, subsystem, name))
 
     def emit(self, event: Event) -> None:
         for handle in list(self.handles):

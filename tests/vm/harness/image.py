@@ -110,6 +110,13 @@ set -eu
 for unit in {" ".join(shlex.quote(unit) for unit in recipe.MASKED_UNITS)}; do
     ln -sf /dev/null "$2/etc/systemd/system/$unit"
 done
+mkdir -p "$2/etc/systemd/system-generators"
+for generator in "$2"/usr/lib/systemd/system-generators/*; do
+    ln -sf /dev/null "$2/etc/systemd/system-generators/${{generator##*/}}"
+done
+for generator in {" ".join(shlex.quote(name) for name in recipe.KEPT_GENERATORS)}; do
+    rm "$2/etc/systemd/system-generators/$generator"
+done
 for unit in {" ".join(shlex.quote(unit) for unit in recipe.DISABLED_UNITS)}; do
     rm -f "$2"/etc/systemd/system/*.wants/"$unit"
 done

@@ -54,6 +54,10 @@ MASKED_UNITS = (
     "nvmf-autoconnect.service",
 )
 
+# The others find nothing in the guest, and each of them is run with each reload of systemd, so with each package that
+# is installed or removed.
+KEPT_GENERATORS = ("systemd-fstab-generator",)
+
 # Started by the tests that are about them.
 DISABLED_UNITS = ("stafd.service", "stacd.service")
 
@@ -140,7 +144,8 @@ def image_files() -> list[tuple[str, bytes]]:
 def key_parts(suite: Suite) -> list[str | bytes]:
     """Everything that decides what an image contains, save the state of the Debian archive."""
     parts: list[str | bytes] = [suite.name, ROOT_SIZE, Path(__file__).with_name("image.py").read_bytes()]
-    parts += [*suite.packages, "|", *MASKED_UNITS, "|", *DISABLED_UNITS, "|", *EXCLUDED_PATHS, "|", *INITRD_MODULES]
+    parts += [*suite.packages, "|", *MASKED_UNITS, "|", *KEPT_GENERATORS, "|", *DISABLED_UNITS, "|"]
+    parts += [*EXCLUDED_PATHS, "|", *INITRD_MODULES]
     for name, content in image_files():
         parts += [name, content]
     return parts
