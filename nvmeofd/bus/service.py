@@ -25,9 +25,10 @@ from nvmeofd.operations.volumes import Volume
 
 # News about subsystems come in bursts: they are looked at together, this many seconds after the first.
 RESCAN_DELAY = 0.05
-# And not before so many times as long have passed as the last look took: the loop stands still meanwhile, and while
-# there is news without end it must have most of its time for other things.
+# The loop stands still meanwhile, and while there is news without end it must have most of its time for other things.
+# So the next look waits for so many times as long as the last one took; at most for so many seconds.
 RESCAN_PAUSE = 3
+LONGEST_PAUSE = 1.0
 # After a look that failed none is made for so long, and then one by itself: the news may all have been sent.
 RETRY_DELAY = 0.5
 
@@ -124,7 +125,7 @@ class BusService:
 
     def subsystems_changed(self) -> None:
         self._stale = True
-        self._schedule(max(RESCAN_DELAY, RESCAN_PAUSE * self._look_took))
+        self._schedule(max(RESCAN_DELAY, min(RESCAN_PAUSE * self._look_took, LONGEST_PAUSE)))
 
     def _schedule(self, delay: float) -> None:
         if self._core is not None:
