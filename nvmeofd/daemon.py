@@ -120,6 +120,7 @@ class Daemon:
         # until it is ready, a wish to reload is kept
         loop.add_signal_handler(signal.SIGHUP, reload_wanted.set)
         bus = await BusService.connect()
+        bus.on_count = partial(self._status_soon, bus)
         try:
             with LinuxKernel() as kernel:
                 self._kernel = kernel
@@ -245,6 +246,9 @@ class Daemon:
         """They come in bursts."""
         if self._exporter is not None:
             self._exporter.changed()
+        self._status_soon(bus)
+
+    def _status_soon(self, bus: BusService) -> None:
         if self._status_timer is None and not self._stop.is_set():
             self._status_timer = asyncio.get_running_loop().call_later(STATUS_DELAY, self._update_status, bus)
 

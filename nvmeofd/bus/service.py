@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
@@ -26,7 +27,7 @@ from nvmeofd.operations.volumes import Volume
 # News about subsystems come in bursts: they are looked at together, this many seconds after the first.
 RESCAN_DELAY = 0.05
 # The loop stands still meanwhile, and while there is news without end it must have most of its time for other things.
-# So the next look waits for so many times as long as the last one took; at most for so many seconds.
+# So after each no other is made for so many times as long as it took; at most for so many seconds.
 RESCAN_PAUSE = 3
 LONGEST_PAUSE = 1.0
 # After a look that failed none is made for so long, and then one by itself: the news may all have been sent.
@@ -58,8 +59,10 @@ class BusService:
         self._core: Core | None = None
         self._subsystems: dict[str, SubsystemObject] = {}
         self._stale = False
-        self._look_took = 0.0
-        self._blind_until = 0.0  # by the clock of the loop; 0 unless the last look failed
+        self.on_count: Callable[[], None] = lambda: None
+        """Called after a look when there are more subsystems than before, or fewer."""
+        self._pause_until = 0.0  # by the clock of the loop
+        self._blind_until = 0.0  # likewise; 0 unless the last look failed
         self._rescan_alarm = Alarm(self._settle)
         connection.on_signal = self._on_signal
 
@@ -125,11 +128,12 @@ class BusService:
 
     def subsystems_changed(self) -> None:
         self._stale = True
-        self._schedule(max(RESCAN_DELAY, min(RESCAN_PAUSE * self._look_took, LONGEST_PAUSE)))
+        self._schedule(RESCAN_DELAY)
 
     def _schedule(self, delay: float) -> None:
         if self._core is not None:
-            self._rescan_alarm.at(max(asyncio.get_running_loop().time() + delay, self._blind_until))
+            now = asyncio.get_running_loop().time()
+            self._rescan_alarm.at(max(now + delay, self._pause_until, self._blind_until))
 
     def _settle(self) -> None:
         if self._stale:
@@ -147,7 +151,9 @@ class BusService:
         if loop.time() < self._blind_until:
             self._schedule(0.0)
             return
-        start = loop.time()
+        # What was asked for comes with this look, and later news shall have to wait again.
+        self._rescan_alarm.cancel()
+        count, start = self.subsystem_count, loop.time()
         try:
             self._rescan(core)
         except OSError as error:
@@ -159,7 +165,10 @@ class BusService:
             self._schedule(0.0)
         else:
             self._blind_until = 0.0
-        self._look_took = loop.time() - start
+        now = loop.time()
+        self._pause_until = now + min(RESCAN_PAUSE * (now - start), LONGEST_PAUSE)
+        if self.subsystem_count != count:
+            self.on_count()
 
     def _rescan_one_by_one(self, core: Core) -> None:
         """The subsystems that are known already, and those of volumes: others wait until all can be read."""

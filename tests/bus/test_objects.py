@@ -228,6 +228,34 @@ async def test_news_without_end_leave_time_for_other_things(bus: PrivateBus, mon
         await caller.signal("InterfacesAdded")
 
 
+async def test_a_slow_look_does_not_put_the_next_one_off_for_long(
+    bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvmeofd.bus.service.RESCAN_PAUSE", 1e9)
+    core = FakeCore()
+    async with service(bus, core) as running:
+        running._look()
+        core.connect(subsystem())
+        timer = running._rescan_alarm._timer
+        assert timer is not None
+        assert timer.when() <= asyncio.get_running_loop().time() + 1.0
+
+
+async def test_the_number_of_subsystems_is_told(bus: PrivateBus) -> None:
+    """Only then is it known: the news themselves come before the look."""
+    core, counts = FakeCore(), []
+    async with service(bus, core) as running, client(bus) as caller:
+        running.on_count = lambda: counts.append(running.subsystem_count)
+        await caller.subscribe()
+        core.connect(subsystem())
+        await caller.signal("InterfacesAdded")
+        core.connect(replace(subsystem(), name="nvme-subsys7"))
+        await caller.signal("PropertiesChanged")
+        core.vanish(NQN)
+        await caller.signal("InterfacesRemoved")
+    assert counts == [1, 0]
+
+
 async def test_a_subsystem_is_there_as_soon_as_its_news(bus: PrivateBus) -> None:
     """Without waiting for the end of the burst: a client that has its reply looks at once."""
     core = FakeCore()
