@@ -171,6 +171,7 @@ class TestExclusiveClaim:
         def written(text: str) -> bool:
             return kernel.run(f"head -c 5 {backing}").out == text
 
+        kernel.run(["udevadm", "settle"])  # while udev still looks at it, nobody else is the last
         assert write("first")
         kernel.call(initiator.hold_claim, device)
         try:

@@ -16,7 +16,6 @@ from .conftest import ROOT
 from .daemon import Daemon, refused
 from .guest import bus, facts, service, target, users
 from .harness import Guest
-from .pool import install
 
 NQN = "nqn.2024-01.org.example:package"
 EXT4, XFS, BLANK = 1, 2, 3
@@ -51,38 +50,30 @@ def newer() -> Path:
     return folder / f"nvmeofd_{NEXT}_all.deb"
 
 
+@dataclass(frozen=True)
+class Installed:
+    """A guest with a target, and with the package, which was installed and nothing more."""
+
+    guest: Guest
+    before: set[str]  # what was there without it, see `everything`
+
+
 @pytest.fixture(scope="module")
-def prepared(kernel: Guest) -> Guest:
-    """A target, and no trace of the package."""
+def installed(kernel: Guest, package: Path) -> Installed:
     kernel.call(target.add_subsystem, NQN, namespaces=BLANK, ports=[1, 2])
     for nsid, fstype in ((EXT4, "ext4"), (XFS, "xfs")):
         kernel.call(users.make_filesystem, str(target.backing_file(NQN, nsid)), fstype)
+    before = everything(kernel)
+    dpkg_install(kernel, package)
     kernel.snapshot("package")
-    return kernel
+    return Installed(kernel, before)
 
 
 @pytest.fixture
-def clean(prepared: Guest) -> Iterator[Guest]:
+def daemon(installed: Installed) -> Iterator[Daemon]:
     """Whatever a test does to the packages of the guest, the next one knows nothing of it."""
-    yield prepared
-    prepared.rewind()
-
-
-@pytest.fixture(scope="module")
-def installed() -> set[Guest]:
-    """The guests that have a snapshot with the package in it."""
-    return set()
-
-
-@pytest.fixture
-def daemon(prepared: Guest, package: Path, installed: set[Guest]) -> Iterator[Daemon]:
-    if prepared not in installed:
-        install(prepared, package)
-        prepared.snapshot("package-installed")
-        installed.add(prepared)
-    prepared.restore("package-installed")
-    yield Daemon(prepared)
-    prepared.restore("package")
+    yield Daemon(installed.guest)
+    installed.guest.rewind()
 
 
 @dataclass(frozen=True)
@@ -167,12 +158,12 @@ RUNS = {
 }
 
 
-def test_install_starts_and_enables_it(clean: Guest, package: Path) -> None:
-    dpkg_install(clean, package)
-    assert state(clean) == RUNS
-    assert version(clean) == nvmeofd.__version__
-    clean.write("/var/tmp/volume", DISTRIBUTION_TEST.read_bytes(), mode=0o755)
-    clean.run(["/var/tmp/volume"])
+def test_install_starts_and_enables_it(daemon: Daemon) -> None:
+    guest = daemon.guest
+    assert state(guest) == RUNS
+    assert version(guest) == nvmeofd.__version__
+    guest.write("/var/tmp/volume", DISTRIBUTION_TEST.read_bytes(), mode=0o755)
+    guest.run(["/var/tmp/volume"])
 
 
 def test_upgrade_and_back_with_volumes_staged(daemon: Daemon, package: Path, newer: Path) -> None:
@@ -209,21 +200,19 @@ def test_removed_and_purged_with_volumes_staged(daemon: Daemon, package: Path) -
     staged.unstage()
 
 
-def test_purge_leaves_nothing(clean: Guest, package: Path) -> None:
-    before = everything(clean)
-    install(clean, package)
-    daemon = Daemon(clean)
-    clean.write(CONFIG, b"[Operation]\nTimeoutSec=30\n")
-    clean.write(DROP_IN, b"[Operation]\nTimeoutSec=40\n")
-    clean.call(service.systemctl, "restart")
+def test_purge_leaves_nothing(daemon: Daemon, installed: Installed) -> None:
+    guest, before = daemon.guest, installed.before
+    guest.write(CONFIG, b"[Operation]\nTimeoutSec=30\n")
+    guest.write(DROP_IN, b"[Operation]\nTimeoutSec=40\n")
+    guest.call(service.systemctl, "restart")
     Staged.now(daemon).unstage()
-    assert everything(clean) != before
-    apt(clean, "purge")
-    after = everything(clean)
+    assert everything(guest) != before
+    apt(guest, "purge")
+    after = everything(guest)
     assert sorted(after - before) == [], "left behind"
     assert sorted(before - after) == [], "taken along"
-    assert clean.run("systemctl list-units --all --plain --no-legend 'nvmeofd*'").out == ""
-    assert clean.run("busctl list --activatable --no-legend").out.count(bus.DAEMON) == 0
+    assert guest.run("systemctl list-units --all --plain --no-legend 'nvmeofd*'").out == ""
+    assert guest.run("busctl list --activatable --no-legend").out.count(bus.DAEMON) == 0
 
 
 def test_purge_keeps_what_is_not_the_packages(daemon: Daemon) -> None:
