@@ -17,7 +17,7 @@ from . import channel as channel_module
 from .accel import accelerator
 from .channel import Channel
 from .errors import CommandFailed, GuestError, GuestTimeout
-from .host import cache_dir, clock_rate, digest, locked, qemu_version, run, say, timed, tool
+from .host import cache_dir, digest, locked, qemu_version, run, say, timed, tool
 from .image import Image, build_image
 from .machine import Machine, qemu_arguments, scratch_folder
 from .recipe import Suite
@@ -233,8 +233,7 @@ class Guest:
 def _booted_disk(image: Image, accel: str) -> Path:
     """The disk with the snapshot of the first boot, keyed by all that such a snapshot depends on."""
     agent = channel_module.AGENT_SOURCE.read_bytes()
-    arguments = "\0".join(qemu_arguments(image, accel))
-    key = digest([image.key, qemu_version(), clock_rate(), agent, arguments])
+    key = digest([image.key, qemu_version(), agent, "\0".join(qemu_arguments(image, accel))])
     disk = cache_dir() / f"booted-{image.path.name.removeprefix('image-')}-{key}.qcow2"
     if disk.exists():
         return disk

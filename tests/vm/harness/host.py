@@ -103,18 +103,5 @@ def run(argv: Sequence[str], *, log: Path | None = None, env: dict[str, str] | N
     return done.stdout
 
 
-def clock_rate() -> str:
-    """How fast the processor's time stamp counter runs, roughly: under emulation it is the guest's, too.
-
-    A guest measures it when it boots. Were its snapshot taken to a machine with another, its seconds would be longer
-    or shorter. BogoMIPS is twice the rate in MHz (calibrate_delay, init/calibrate.c); "" where it is not told.
-    """
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "bogomips":
-            return f"{float(value) / 2:.0f}"
-    return ""
-
-
 def qemu_version() -> str:
     return run([tool("qemu-system-x86_64"), "--version"]).splitlines()[0]
