@@ -56,6 +56,14 @@ class TestCalls:
 
 
 class TestSnapshots:
+    def test_restore_takes_the_clock_back(self, kernel: Guest) -> None:
+        """Else all the time since the snapshot would pass at once, and watchdogs would go off."""
+        kernel.snapshot("clock")
+        before = kernel.exec("import time; result = time.monotonic()")
+        kernel.run(["sleep", "20"])  # what passes, and is to be taken back
+        kernel.restore("clock")
+        assert kernel.exec("import time; result = time.monotonic()") < before + 20.0
+
     def test_restore_brings_back_files_processes_memory_and_time(self, kernel: Guest) -> None:
         kernel.exec("memory = 'before'")
         kernel.write("/tmp/state", b"before")
