@@ -45,7 +45,7 @@ class BusService:
     """The daemon on the bus, in the order of the methods: connect, export, own_name, close.
 
     Implements :class:`nvmeofd.operations.observer.Observer`; before ``export``, and once the bus is
-    lost, news go nowhere.
+    lost, news go nowhere. ``on_count`` is called after a look that found more subsystems than the last one, or fewer.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -60,7 +60,6 @@ class BusService:
         self._subsystems: dict[str, SubsystemObject] = {}
         self._stale = False
         self.on_count: Callable[[], None] = lambda: None
-        """Called after a look when there are more subsystems than before, or fewer."""
         self._pause_until = 0.0  # by the clock of the loop
         self._blind_until = 0.0  # likewise; 0 unless the last look failed
         self._rescan_alarm = Alarm(self._settle)

@@ -57,7 +57,19 @@ class Directory:
 
     def read(self, name: str) -> str | None:
         """An attribute without the line end, None when there is no such attribute. Raises OSError."""
-        return _contents(f"{self.path}/{name}", name, self.fd)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+            try:
+                # An attribute has at most a page and is read in one go (fs/sysfs/file.c).
+                return os.fsdecode(os.read(fd, 1 << 16)).rstrip("\n")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            # One that is being removed cannot be opened, or read, any more: ENODEV (fs/kernfs/file.c).
+            if error.errno in GONE:
+                return None
+            # a descriptor has no path, and whoever reads the message needs one
+            raise OSError(error.errno, error.strerror, f"{self.path}/{name}") from error
 
     def need(self, name: str) -> str:
         """An attribute that every such device has. Raises Gone, OSError."""
@@ -68,7 +80,11 @@ class Directory:
 
     def parsed(self, name: str, parse: Callable[[str], T]) -> T:
         """An attribute that every such device has, parsed. Raises Gone, OSError (EINVAL: not of that form)."""
-        return _parsed(f"{self.path}/{name}", self.need(name), parse)
+        text = self.need(name)
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, f"{self.path}/{name} contains {text[:64]!r}") from error
 
     def device_number(self) -> DeviceNumber:
         """The device number. Raises Gone, OSError."""
@@ -82,31 +98,6 @@ class Directory:
             if error.errno in GONE:
                 raise Gone(self.path) from error
             raise
-
-
-def _contents(path: str, name: str, directory: int | None) -> str | None:
-    """The attribute at ``path``, which is ``name`` in an open directory. None when there is none. Raises OSError."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            # An attribute has at most a page and is read in one go (fs/sysfs/file.c).
-            return os.fsdecode(os.read(fd, 1 << 16)).rstrip("\n")
-        finally:
-            os.close(fd)
-    except OSError as error:
-        # One that is being removed cannot be opened, or read, any more: ENODEV (fs/kernfs/file.c).
-        if error.errno in GONE:
-            return None
-        # a descriptor has no path, and whoever reads the message needs one
-        raise OSError(error.errno, error.strerror, path) from error
-
-
-def _parsed(path: str, text: str, parse: Callable[[str], T]) -> T:
-    """Raises OSError (EINVAL)."""
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise OSError(errno.EINVAL, f"{path} contains {text[:64]!r}") from error
 
 
 def present(read: Callable[[str], T], path: str) -> T | None:
@@ -153,8 +144,5 @@ def instance_at(path: str) -> int:
 
 def number_at(path: str) -> DeviceNumber:
     """The device number of the device at ``path``. Raises Gone, OSError."""
-    attribute = f"{path}/dev"  # one alone needs no directory
-    text = _contents(attribute, attribute, None)
-    if text is None:
-        raise Gone(attribute)
-    return _parsed(attribute, text, DeviceNumber.parse)
+    with Directory(path) as directory:
+        return directory.device_number()

@@ -275,7 +275,6 @@ async def test_a_subsystem_that_goes_without_news(bus: PrivateBus) -> None:
         await caller.signal("InterfacesRemoved")
 
 
-OTHER = "nqn.2024-01.org.example:other"
 THIRD = "nqn.2024-01.org.example:third"
 
 
